@@ -1,0 +1,186 @@
+"""The processors iq compiles for: ids, families, what each can do, and which artifact a device may run.
+
+A target is one row here. ROCm and CUDA targets carry IREE's target attribute in full, because `--iree-rocm-target` refuses by name
+processors that the compiler can serve (gfx1030 among them) and `--iree-cuda-target=sm_90` is broken in IREE 3.13.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from iq.errors import TargetError
+
+
+@dataclass(frozen=True)
+class Target:
+    """One processor.
+
+    id: as the device and the bundle spell it ("gfx942", "x86-64-v3", "sm_90").
+    family: "rocm", "cuda" or "cpu": the template of target functions, and the driver.
+    wave: lanes that run in lockstep (1 on a CPU).
+    dot: the instruction that multiplies four int8 pairs and adds them up.
+    matrix: how the float mul_mat multiplies: the template of matrix functions; None where it has no tile kernel (CPU).
+    matrix_cores: whether `matrix` names real matrix units, so that float mul_mat is the default.
+    lds: bytes of workgroup memory.
+    cpu, cpu_features: what LLVM calls a CPU target; cpu_requires: flags of /proc/cpuinfo that a host must show.
+    """
+
+    id: str
+    family: str
+    wave: int
+    dot: str
+    matrix: str | None = None
+    matrix_cores: bool = False
+    lds: int = 65536
+    cpu: str = ""
+    cpu_features: str = ""
+    cpu_requires: frozenset[str] = frozenset()
+
+    @property
+    def driver(self) -> str:
+        """IREE's HAL driver for the family ("hip", "cuda" or "local-task")."""
+        return {"rocm": "hip", "cuda": "cuda", "cpu": "local-task"}[self.family]
+
+    @property
+    def executable_format(self) -> str:
+        """IREE's name of the executable format inside the vmfb."""
+        return {"rocm": "rocm-hsaco-fb", "cuda": "cuda-nvptx-fb", "cpu": "embedded-elf-x86_64"}[self.family]
+
+    @property
+    def device_attribute(self) -> str:
+        """The `#hal.device.target` attribute that a module for this target carries."""
+        if self.family == "cpu":
+            return (
+                f'#hal.device.target<"local", [#hal.executable.target<"llvm-cpu", "{self.executable_format}", '
+                f'{{cpu = "{self.cpu}", cpu_features = "{self.cpu_features}", '
+                'data_layout = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-i128:128-f80:128-n8:16:32:64-S128", '
+                'max_stack_allocation_size = 32768 : i64, native_vector_size = 32 : i64, target_triple = "x86_64-unknown-unknown-eabi-elf"}>]>'
+            )
+        backend = "rocm" if self.family == "rocm" else "cuda"
+        abi = 'abi = "hip", ' if self.family == "rocm" else ""
+        extra = (
+            ", max_load_instruction_bits = 128, simds_per_wgp = 4, vgpr_space_bits = 8192, workgroup_memory_bank_count = 32"
+            if self.family == "rocm"
+            else ""
+        )
+        waves = "32, 64" if self.family == "rocm" and self.wave == 32 else str(self.wave)
+        features = "" if self.family == "rocm" else "+ptx80"
+        return (
+            f'#hal.device.target<"{self.driver}", [#hal.executable.target<"{backend}", "{self.executable_format}", {{{abi}'
+            f'iree_codegen.target_info = #iree_gpu.target<arch = "{self.id}", features = "{features}", wgp = <'
+            "compute = fp64|fp32|fp16|int64|int32|int16|int8, storage = b64|b32|b16|b8, subgroup = shuffle|arithmetic, dot = dp4xi8toi32, "
+            f"mma = [], subgroup_size_choices = [{waves}], max_workgroup_sizes = [1024, 1024, 1024], max_thread_count_per_workgroup = 1024, "
+            f"max_workgroup_memory_bytes = {self.lds}, max_workgroup_counts = [2147483647, 65535, 65535]{extra}>>}}>]>"
+        )
+
+
+_AVX2 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
+_AVX512_VNNI = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}
+
+TARGETS: dict[str, Target] = {
+    t.id: t
+    for t in (
+        Target("gfx90a", "rocm", 64, "sdot4", matrix="mfma", matrix_cores=True),
+        Target("gfx942", "rocm", 64, "sdot4", matrix="mfma", matrix_cores=True),
+        Target("gfx1030", "rocm", 32, "sdot4", matrix="dot2"),
+        Target("gfx1100", "rocm", 32, "sdot4", matrix="wmma_gfx11", matrix_cores=True),
+        Target("gfx1201", "rocm", 32, "sdot4", matrix="wmma_gfx12", matrix_cores=True),
+        Target("sm_80", "cuda", 32, "dp4a", matrix="mma_sync", matrix_cores=True, lds=166912),
+        Target("sm_90", "cuda", 32, "dp4a", matrix="mma_sync", matrix_cores=True, lds=232448),
+        Target("x86-64-v3", "cpu", 1, "pmaddubsw", cpu="x86-64-v3", cpu_features="", cpu_requires=_AVX2),
+        Target("x86-64-v4-vnni", "cpu", 1, "vpdpbusd", cpu="x86-64-v4", cpu_features="+avx512vnni", cpu_requires=_AVX512_VNNI),
+    )
+}
+
+# Names that stand for several targets on the command line.
+GROUPS: dict[str, tuple[str, ...]] = {
+    family: tuple(t.id for t in TARGETS.values() if t.family == family) for family in ("rocm", "cuda", "cpu")
+}
+
+
+def parse_targets(names: str | list[str] | tuple[str, ...]) -> list[Target]:
+    """Targets from ids or group names ("gfx942,cpu"), in the order given, each once.
+
+    Raises TargetError for a name that is neither.
+    """
+    parts = names.split(",") if isinstance(names, str) else list(names)
+    ids: dict[str, None] = {}
+    for part in (p.strip() for p in parts):
+        if part in GROUPS:
+            ids.update(dict.fromkeys(GROUPS[part]))
+        elif part in TARGETS:
+            ids[part] = None
+        else:
+            raise TargetError(f"unknown target {part!r}; known: {', '.join(TARGETS)}; groups: {', '.join(GROUPS)}")
+    return [TARGETS[i] for i in ids]
+
+
+@dataclass(frozen=True)
+class DeviceId:
+    """What a device says it is: a processor and, on AMD, its feature settings ("gfx90a:sramecc+:xnack-")."""
+
+    processor: str
+    features: frozenset[str] = frozenset()
+
+    _PATTERN = re.compile(r"([a-z0-9_-]+?)((?::[a-z]+[+-])*)")
+
+    @classmethod
+    def parse(cls, text: str) -> DeviceId:
+        """Parse "gfx942" or "gfx942:sramecc+:xnack-". Raises TargetError on anything else."""
+        match = cls._PATTERN.fullmatch(text.strip())
+        if not match:
+            raise TargetError(f"cannot parse the target id {text!r}; expected PROCESSOR or PROCESSOR:feature+:feature-, as in gfx90a:sramecc+:xnack-")
+        return cls(match[1], frozenset(f for f in match[2].split(":") if f))
+
+    def __str__(self) -> str:
+        return ":".join([self.processor, *sorted(self.features)])
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The artifact may run on the device; a lower rank fits better."""
+
+    rank: int
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The artifact may not run on the device, and why."""
+
+    reason: str
+
+
+def match(artifact: DeviceId, device: DeviceId, cpu_flags: frozenset[str] = frozenset()) -> Accepted | Rejected:
+    """Whether an artifact compiled for `artifact` may run on `device`.
+
+    ROCm: the same processor, and every feature that the artifact pins set likewise on the device (an artifact that pins none runs with
+    any setting); never another processor. CUDA: artifacts are PTX, which newer GPUs of the same or a later compute capability accept.
+    CPU: every instruction set the target requires must be in `cpu_flags` (the flags of /proc/cpuinfo).
+    """
+    target = TARGETS.get(artifact.processor)
+    if target is None:
+        return Rejected(f"unknown processor {artifact.processor}")
+    if target.family == "cpu":
+        if device.processor != "cpu":
+            return Rejected(f"{artifact} is for CPUs, the device is {device}")
+        missing = sorted(target.cpu_requires - cpu_flags)
+        if missing:
+            return Rejected(f"{artifact} needs {', '.join(missing)}, which this CPU lacks")
+        return Accepted(rank=len(_AVX512_VNNI) - len(target.cpu_requires))
+    if target.family == "cuda":
+        have, need = _compute_capability(device.processor), _compute_capability(artifact.processor)
+        if have is None or need is None or need > have:
+            return Rejected(f"{artifact} does not run on {device}")
+        return Accepted(rank=have - need)
+    if artifact.processor != device.processor:
+        return Rejected(f"{artifact} is for another processor than {device}")
+    for feature in sorted(artifact.features):
+        if feature not in device.features:
+            return Rejected(f"{artifact} is pinned to {feature}, the device is {device}")
+    return Accepted(rank=0 if artifact.features else 1)
+
+
+def _compute_capability(processor: str) -> int | None:
+    found = re.fullmatch(r"sm_(\d+)", processor)
+    return int(found[1]) if found else None
