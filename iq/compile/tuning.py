@@ -6,7 +6,7 @@ kernel's template uses (`threads`, `waves`, ...).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from iq.formats import Format
@@ -20,8 +20,11 @@ class Schedule:
     threads: int
     tiles: dict[str, int]
 
-    def __getitem__(self, name: str) -> int:
-        return self.tiles[name]
+    def __getattr__(self, name: str) -> int:
+        try:
+            return self.tiles[name]
+        except KeyError:
+            raise AttributeError(name) from None
 
 
 # Waves of a matvec workgroup; each takes one row. Four measured best on an H200 and modelled so on gfx9 to gfx12.
@@ -42,25 +45,30 @@ Q8_LANES = {"rocm": 8, "cuda": 8, "cpu": 1}
 
 @dataclass(frozen=True)
 class MatrixTile:
-    """A float mul_mat workgroup: its tile of the result, and how its waves split it.
+    """A float mul_mat workgroup: its tile of the result, how its waves split it, and what the matrix instruction has a lane hold.
 
-    rows x columns of the result; waves_n x waves_m waves; k weights of every row a step.
+    row_tile x column_tile of the result; waves_n x waves_m waves; k weights of every row a step.
+    A fragment is 16 rows or columns by fragment_k: a lane holds fragment_w and fragment_x halfs of it, and `results` f32 of 16x16 results.
     """
 
-    rows: int
-    columns: int
+    row_tile: int
+    column_tile: int
     waves_n: int
     waves_m: int
-    k: int = 32
+    k: int
+    fragment_k: int
+    fragment_w: int
+    fragment_x: int
+    results: int
 
 
-# By target.matrix. A wave of 64x64 results keeps 64 (gfx9) or 128 (wave32) accumulators in registers.
+# By target.matrix. A wave's results (64x64 on gfx9, 64x32 where waves are 32 lanes) take 64 registers.
 MATRIX_TILES: dict[str, MatrixTile] = {
-    "mfma": MatrixTile(128, 128, 2, 2),
-    "wmma_gfx11": MatrixTile(128, 64, 2, 2),
-    "wmma_gfx12": MatrixTile(128, 64, 2, 2),
-    "mma_sync": MatrixTile(128, 64, 2, 2),
-    "dot2": MatrixTile(64, 64, 2, 2),
+    "mfma": MatrixTile(128, 128, 2, 2, k=32, fragment_k=32, fragment_w=8, fragment_x=8, results=4),
+    "wmma_gfx11": MatrixTile(128, 64, 2, 2, k=32, fragment_k=32, fragment_w=32, fragment_x=32, results=8),
+    "wmma_gfx12": MatrixTile(128, 64, 2, 2, k=32, fragment_k=32, fragment_w=16, fragment_x=16, results=8),
+    "mma_sync": MatrixTile(128, 64, 2, 2, k=32, fragment_k=32, fragment_w=16, fragment_x=16, results=8),
+    "dot2": MatrixTile(64, 64, 2, 2, k=32, fragment_k=8, fragment_w=16, fragment_x=32, results=8),
 }
 
 # The dot4 tile of mul_mat via q8_1 on GPUs: results of a workgroup, and of one thread.
@@ -88,11 +96,7 @@ def schedule(kernel: str, target: Target, fmt: type[Format], params: dict[str, A
         case "mul_mat_float":
             assert target.matrix is not None
             tile = MATRIX_TILES[target.matrix]
-            threads = target.wave * tile.waves_n * tile.waves_m
-            return Schedule(
-                threads,
-                {"row_tile": tile.rows, "column_tile": tile.columns, "waves_n": tile.waves_n, "waves_m": tile.waves_m, "k": tile.k},
-            )
+            return Schedule(target.wave * tile.waves_n * tile.waves_m, asdict(tile))
         case "mul_mat_q8_1":
             threads = (DOT_TILE["row_tile"] // DOT_TILE["thread_rows"]) * (DOT_TILE["column_tile"] // DOT_TILE["thread_columns"])
             return Schedule(threads, dict(DOT_TILE))
