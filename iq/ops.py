@@ -84,8 +84,9 @@ SCRATCH: dict[str, Scratch] = {
     "xscale": Scratch(("columns",), 4),  # f32, a power of two
 }
 
-_QUANTIZE = Stage("quantize_q8_1_soa", ("x",), ("xq", "xd"), ("columns", "k", "spans"), (("spans", "span_tile"), ("columns", "one")), "quantize_q8_1")
-_QUANTIZE_GGML = Stage("quantize_q8_1", ("x",), ("y",), ("columns", "k", "spans"), (("spans", "span_tile"), ("columns", "one")))
+_Q8_SIZES, _Q8_GRID = ("columns", "k", "spans"), (("spans", "span_tile"), ("columns", "one"))
+_QUANTIZE = Stage("quantize_q8_1_soa", ("x",), ("xq", "xd"), _Q8_SIZES, _Q8_GRID, "quantize_q8_1")
+_QUANTIZE_GGML = Stage("quantize_q8_1", ("x",), ("y",), _Q8_SIZES, _Q8_GRID)
 _SCALE_ROWS = Stage("scale_rows", ("x",), ("xh", "xscale"), ("columns", "k"), (("columns", "one"),))
 _VEC_GRID = (("rows", "row_tile"), ("columns", "column_tile"))
 _VEC = Stage("mul_mat_vec", ("w", "xq", "xd"), ("y",), ("columns", "rows", "blocks"), _VEC_GRID)
@@ -96,6 +97,7 @@ _DEQUANTIZE = Stage("dequantize", ("w",), ("y",), ("blocks",), (("blocks", "bloc
 _GET_ROWS = Stage("get_rows", ("w", "ids"), ("y",), ("rows", "blocks"), (("rows", "one"), ("blocks", "block_tile")))
 
 _W, _X, _Y = Tensor("w", "i8"), Tensor("x", "f32"), Tensor("y", "f32")
+_XQ, _XD = Tensor("xq", "i8"), Tensor("xd", "i8")
 _COLUMNS = tuple(str(n) for n in range(1, MAX_VEC_COLUMNS + 1))
 _MATRIX_SIZES = ("columns", "rows", "blocks")
 
@@ -117,17 +119,8 @@ OPS: dict[str, Op] = {
             tiled={"q8_1": (_QUANTIZE, _MUL_MAT_Q8_1), "float": (_SCALE_ROWS, _MUL_MAT_FLOAT)},
         ),
         # The activations' own formats: GGML's 36-byte blocks, rows padded to `spans` blocks; and the structure of arrays used inside.
-        Op("quantize_q8_1", (_X,), ("columns", "k", "spans"), (Tensor("y", "i8"),), ("f32",), (), {"": (_QUANTIZE_GGML,)}, activations=True),
-        Op(
-            "quantize_q8_1_soa",
-            (_X,),
-            ("columns", "k", "spans"),
-            (Tensor("xq", "i8"), Tensor("xd", "i8")),
-            ("f32",),
-            (),
-            {"": (_QUANTIZE,)},
-            activations=True,
-        ),
+        Op("quantize_q8_1", (_X,), _Q8_SIZES, (Tensor("y", "i8"),), ("f32",), (), {"": (_QUANTIZE_GGML,)}, activations=True),
+        Op("quantize_q8_1_soa", (_X,), _Q8_SIZES, (_XQ, _XD), ("f32",), (), {"": (_QUANTIZE,)}, activations=True),
     )
 }
 
@@ -150,7 +143,9 @@ class KernelSpec:
         parts = key.split(".")
         spec = cls(*parts) if len(parts) == 3 else None
         if spec is None or spec not in set(kernels()):
-            raise KernelKeyError(f"{key!r} names no kernel; a key is OP.FORMAT.VARIANT, as in mul_mat_vec.q4_k.1 (`iq ls --kernels` lists all)")
+            raise KernelKeyError(
+                f"{key!r} names no kernel; a key is OP.FORMAT.VARIANT, as in mul_mat_vec.q4_k.1; `iq ls --kernels` lists all"
+            )
         return spec
 
     @property

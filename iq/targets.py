@@ -23,7 +23,8 @@ class Target:
     matrix: how the float mul_mat multiplies: the template of matrix functions; None where it has no tile kernel (CPU).
     matrix_cores: whether `matrix` names real matrix units, so that float mul_mat is the default.
     lds: bytes of workgroup memory.
-    cpu, cpu_features: what LLVM calls a CPU target; cpu_requires: flags of /proc/cpuinfo that a host must show.
+    cpu, cpu_features: what LLVM calls a CPU target.
+    cpu_requires: flags of /proc/cpuinfo that a host must show.
     """
 
     id: str
@@ -50,29 +51,44 @@ class Target:
     @property
     def device_attribute(self) -> str:
         """The `#hal.device.target` attribute that a module for this target carries."""
-        if self.family == "cpu":
-            return (
-                f'#hal.device.target<"local", [#hal.executable.target<"llvm-cpu", "{self.executable_format}", '
-                f'{{cpu = "{self.cpu}", cpu_features = "{self.cpu_features}", '
-                'data_layout = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-i128:128-f80:128-n8:16:32:64-S128", '
-                'max_stack_allocation_size = 32768 : i64, native_vector_size = 32 : i64, target_triple = "x86_64-unknown-unknown-eabi-elf"}>]>'
-            )
-        backend = "rocm" if self.family == "rocm" else "cuda"
-        abi = 'abi = "hip", ' if self.family == "rocm" else ""
-        extra = (
-            ", max_load_instruction_bits = 128, simds_per_wgp = 4, vgpr_space_bits = 8192, workgroup_memory_bank_count = 32"
-            if self.family == "rocm"
-            else ""
-        )
-        waves = "32, 64" if self.family == "rocm" and self.wave == 32 else str(self.wave)
-        features = "" if self.family == "rocm" else "+ptx80"
-        return (
-            f'#hal.device.target<"{self.driver}", [#hal.executable.target<"{backend}", "{self.executable_format}", {{{abi}'
-            f'iree_codegen.target_info = #iree_gpu.target<arch = "{self.id}", features = "{features}", wgp = <'
-            "compute = fp64|fp32|fp16|int64|int32|int16|int8, storage = b64|b32|b16|b8, subgroup = shuffle|arithmetic, dot = dp4xi8toi32, "
-            f"mma = [], subgroup_size_choices = [{waves}], max_workgroup_sizes = [1024, 1024, 1024], max_thread_count_per_workgroup = 1024, "
-            f"max_workgroup_memory_bytes = {self.lds}, max_workgroup_counts = [2147483647, 65535, 65535]{extra}>>}}>]>"
-        )
+        driver, backend = ("local", "llvm-cpu") if self.family == "cpu" else (self.driver, self.family)
+        fields = {"rocm": self._rocm_fields, "cuda": self._cuda_fields, "cpu": self._cpu_fields}[self.family]()
+        return f'#hal.device.target<"{driver}", [#hal.executable.target<"{backend}", "{self.executable_format}", {{{", ".join(fields)}}}>]>'
+
+    def _cpu_fields(self) -> list[str]:
+        layout = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-i128:128-f80:128-n8:16:32:64-S128"
+        return [
+            f'cpu = "{self.cpu}"',
+            f'cpu_features = "{self.cpu_features}"',
+            f'data_layout = "{layout}"',
+            "max_stack_allocation_size = 32768 : i64",
+            "native_vector_size = 32 : i64",
+            'target_triple = "x86_64-unknown-unknown-eabi-elf"',
+        ]
+
+    def _rocm_fields(self) -> list[str]:
+        more = ["max_load_instruction_bits = 128", "simds_per_wgp = 4", "vgpr_space_bits = 8192", "workgroup_memory_bank_count = 32"]
+        return ['abi = "hip"', self._gpu_field("32, 64" if self.wave == 32 else "64", "", more)]
+
+    def _cuda_fields(self) -> list[str]:
+        return [self._gpu_field("32", "+ptx80", [])]
+
+    def _gpu_field(self, waves: str, features: str, more: list[str]) -> str:
+        """IREE's description of a GPU. The matrix instructions are left out: our kernels name them themselves."""
+        wgp = [
+            "compute = fp64|fp32|fp16|int64|int32|int16|int8",
+            "storage = b64|b32|b16|b8",
+            "subgroup = shuffle|arithmetic",
+            "dot = dp4xi8toi32",
+            "mma = []",
+            f"subgroup_size_choices = [{waves}]",
+            "max_workgroup_sizes = [1024, 1024, 1024]",
+            "max_thread_count_per_workgroup = 1024",
+            f"max_workgroup_memory_bytes = {self.lds}",
+            "max_workgroup_counts = [2147483647, 65535, 65535]",
+            *more,
+        ]
+        return f'iree_codegen.target_info = #iree_gpu.target<arch = "{self.id}", features = "{features}", wgp = <{", ".join(wgp)}>>'
 
 
 _AVX2 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
@@ -130,7 +146,9 @@ class DeviceId:
         """Parse "gfx942" or "gfx942:sramecc+:xnack-". Raises TargetError on anything else."""
         match = cls._PATTERN.fullmatch(text.strip())
         if not match:
-            raise TargetError(f"cannot parse the target id {text!r}; expected PROCESSOR or PROCESSOR:feature+:feature-, as in gfx90a:sramecc+:xnack-")
+            raise TargetError(
+                f"cannot parse the target id {text!r}; expected PROCESSOR[:feature+][:feature-], as in gfx90a:sramecc+:xnack-"
+            )
         return cls(match[1], frozenset(f for f in match[2].split(":") if f))
 
     def __str__(self) -> str:

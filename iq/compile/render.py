@@ -15,7 +15,7 @@ import jinja2
 from iq.compile.tuning import Schedule, schedule
 from iq.errors import KernelKeyError
 from iq.formats import FORMATS, Format
-from iq.ops import MAX_VEC_COLUMNS, SCRATCH, KernelSpec, Stage, Tensor
+from iq.ops import MAX_VEC_COLUMNS, SCRATCH, KernelSpec, Stage
 from iq.targets import Target
 
 
@@ -69,7 +69,7 @@ class Entry:
     results: tuple[Value, ...]
 
 
-def _dispatch(stage: Stage, spec: KernelSpec, target: Target) -> Dispatch:
+def dispatch(stage: Stage, spec: KernelSpec, target: Target) -> Dispatch:
     vec = stage.kernel in ("mul_mat_vec", "dequantize_mul_mat_vec")
     columns = 0 if not vec else int(spec.variant) if spec.variant.isdigit() else MAX_VEC_COLUMNS
     dtype = spec.variant if any(t.dtype == "variant" for t in spec.definition.outputs) else ""
@@ -91,7 +91,7 @@ def _entry(spec: KernelSpec, target: Target) -> Entry:
                 results.append(values[name])
             else:
                 results.append(Value(f"{name}_result", values[name].dtype, values[name].length))
-        calls.append(Call(_dispatch(stage, spec, target), tuple(values[n] for n in stage.reads), tuple(results)))
+        calls.append(Call(dispatch(stage, spec, target), tuple(values[n] for n in stage.reads), tuple(results)))
     sizes = {s for c in calls for s in c.dispatch.stage.sizes} | {d for s in scratch.values() for d in s.dims}
     sizes |= {size for c in calls for size, _ in c.dispatch.stage.grid}
     derived = {"k": fmt.weights(), "spans": fmt.weights() // 32}
