@@ -1,0 +1,246 @@
+"""The command line: what it prints, where, and the exit status."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import iq
+from iq import ops
+from iq.bundle import Bundle
+from iq.cli import main
+from iq.formats import FORMATS
+from iq.targets import TARGETS
+
+
+def run(*arguments: str | Path, status: int = 0) -> Result:
+    """Run a command that must end with this exit status."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == status, (result.output, result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit)  # else Python would print a traceback
+    return result
+
+
+def facts(*arguments: str | Path, status: int = 0) -> Any:
+    """What a command prints with --json."""
+    return json.loads(run(*arguments, "--json", status=status).stdout)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory, environment: Path) -> tuple[Path, Result]:
+    out = tmp_path_factory.mktemp("cli") / "artifacts"
+    return out, run("compile", "--target", "gfx1100,x86-64-v3", "--format", "q8_1", "--op", "quantize_q8_1", "--out", out, "--jobs", "1")
+
+
+@pytest.fixture
+def artifacts(compiled: tuple[Path, Result], tmp_path: Path) -> Path:
+    return shutil.copytree(compiled[0], tmp_path / "artifacts")
+
+
+def test_compile(compiled: tuple[Path, Result]) -> None:
+    out, result = compiled
+    assert sorted(p.name for p in out.iterdir()) == ["gfx1100", "x86-64-v3"]
+    Bundle.open(out / "gfx1100").verify()
+    assert result.stderr.splitlines() == ["0/2 gfx1100/q8_1", "1/2 x86-64-v3/q8_1", "2/2"]
+    assert [line.split()[1:4] for line in result.stdout.splitlines()[1:]] == [["gfx1100", "1", "q8_1"], ["x86-64-v3", "1", "q8_1"]]
+
+
+def test_compile_into_zips(tmp_path: Path) -> None:
+    [manifest] = facts("compile", "--target", "x86-64-v3", "--format", "q8_1", "--op", "quantize_q8_1", "--out", tmp_path, "--zip")
+    assert manifest["path"] == str(tmp_path / "x86-64-v3.zip")
+    assert [k["key"] for k in manifest["kernels"]] == ["quantize_q8_1.q8_1.f32"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--target", "gfx1"), "unknown target 'gfx1'; known: gfx90a, gfx942"),
+        (("--target", "gfx942", "--format", "q9_9"), "q9_9"),
+        (("--target", "gfx942", "--op", "mul"), "unknown op mul; known: dequantize"),
+        (("--target", "gfx942", "--format", "q8_1", "--op", "mul_mat"), "have no kernels for the formats q8_1"),
+        (("--target", "gfx942", "--jobs", "0"), "0 is not in the range"),
+        ((), "Missing option '--target'"),
+    ],
+)
+def test_misuse_of_compile(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    assert message in run("compile", *arguments, "--out", tmp_path, status=2).stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "iree.compiler.tools", None)
+    assert "the compiler is not installed" in run("compile", "--target", "cpu", "--out", tmp_path, status=1).stderr
+
+
+def test_without_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [n for n in sys.modules if n.startswith("iq.compile")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    assert "this command needs jinja2: pip install 'iq[compile]'" in run("compile", "--target", "cpu", status=1).stderr
+
+
+def test_ls_of_bundles(artifacts: Path) -> None:
+    listed = facts("ls", artifacts)
+    assert [(b["path"], b["target"]) for b in listed] == [(str(artifacts / t), t) for t in ("gfx1100", "x86-64-v3")]
+    assert [line.split()[1] for line in run("ls", artifacts).stdout.splitlines()] == ["target", "gfx1100", "x86-64-v3"]
+    assert run("ls", artifacts, "--kernels").stdout == "quantize_q8_1.q8_1.f32\n"
+    assert facts("ls", artifacts / "gfx1100", "--kernels") == ["quantize_q8_1.q8_1.f32"]
+    assert "no bundle there" in run("ls", artifacts / "nowhere", status=1).stderr
+
+
+def test_ls_of_all_kernels() -> None:
+    assert run("ls", "--kernels").stdout.splitlines() == [k.key for k in ops.kernels()]
+    keys = [f"{row['op']}.{row['format']}.{variant}" for row in facts("ls") for variant in row["variants"]]
+    assert keys == [k.key for k in ops.kernels()]
+
+
+def test_verify(artifacts: Path) -> None:
+    assert [row["verdict"] for row in facts("verify", artifacts)] == ["ok", "ok"]
+    (artifacts / "gfx1100" / "q8_1.vmfb").write_bytes(b"")
+    rows = facts("verify", artifacts, status=1)
+    assert [(row["target"], row["verdict"]) for row in rows] == [("", "AlteredFileError"), ("x86-64-v3", "ok")]
+    table = run("verify", artifacts, status=1).stdout
+    assert "AlteredFileError" in table
+    assert "q8_1.vmfb has 0 bytes" in table
+    assert run("verify", artifacts / "x86-64-v3").stdout.count("ok") == 1
+    assert "no bundle there" in run("verify", artifacts / "nowhere", status=1).stderr
+
+
+def test_inspect(artifacts: Path) -> None:
+    [report] = facts("inspect", artifacts / "gfx1100")
+    assert (report["processor"], report["functions"]) == ("gfx1100", ["quantize_q8_1.q8_1.f32"])
+    assert report["dispatches"][0]["name"] == "quantize_q8_1"
+    assert report["dispatches"][0]["facts"]["vgprs"] > 0
+    shown = run("inspect", artifacts, "--kernel", "quantize*").stdout
+    assert f"{artifacts}/gfx1100/q8_1.vmfb: gfx1100" in shown
+    assert f"{artifacts}/x86-64-v3/q8_1.vmfb: x86-64" in shown
+    assert "is called 'mul_mat'" in run("inspect", artifacts, "--kernel", "mul_mat", status=1).stderr
+
+
+def test_render() -> None:
+    text = run("render", "mul_mat_vec.q4_0.1", "--target", "gfx1100").stdout
+    assert text.startswith("// mul_mat_vec.q4_0.1 for gfx1100\n")
+    assert 'func.func @"mul_mat_vec.q4_0.1"' in text
+    assert "names no kernel" in run("render", "mul_mat_vec.q4_0.9", "--target", "gfx1100", status=2).stderr
+    assert "one target is wanted" in run("render", "mul_mat_vec.q4_0.1", "--target", "cpu", status=2).stderr
+
+
+def test_targets() -> None:
+    assert [(t["id"], t["family"], t["wave"]) for t in facts("targets")] == [(t.id, t.family, t.wave) for t in TARGETS.values()]
+    assert [line.split()[0] for line in run("targets").stdout.splitlines()[1:]] == list(TARGETS)
+
+
+def explain(format: str, target: str, rows: int, k: int, columns: int, *more: str) -> list[str]:
+    sizes = ("--rows", str(rows), "--k", str(k), "--columns", str(columns))
+    return ["explain", "--format", format, "--target", target, *sizes, *more]
+
+
+def test_explain() -> None:
+    shown = facts(*explain("q4_0", "gfx1100", 4096, 512, 3))
+    assert (shown["key"], shown["target"]) == ("mul_mat_vec.q4_0.3", "gfx1100")
+    quantize, multiply = shown["dispatches"]
+    assert (quantize["name"], quantize["sizes"]) == ("quantize_q8_1_soa", {"columns": 3, "k": 512, "spans": 16})
+    assert (multiply["name"], multiply["sizes"]) == ("mul_mat_vec_3", {"columns": 3, "rows": 4096, "blocks": 16})
+    assert multiply["workgroups"] == [-(-4096 // multiply["tiles"]["row_tile"]), 1]
+    assert facts(*explain("q4_0", "gfx1100", 4096, 512, 9))["key"] == "mul_mat.q4_0.float"
+    assert facts(*explain("q4_0", "gfx1030", 4096, 512, 9))["key"] == "mul_mat.q4_0.q8_1"
+    assert facts(*explain("q4_0", "gfx1100", 4096, 512, 1, "--via", "float"))["key"] == "dequantize_mul_mat_vec.q4_0.1"
+    assert run(*explain("q4_0", "gfx1100", 4096, 512, 3)).stdout.startswith("mul_mat_vec.q4_0.3 on gfx1100\n")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("format", [f.name for f in FORMATS.values() if not f.activations])
+def test_everything_can_be_explained(target: str, format: str) -> None:
+    for columns in (1, 8, 9):
+        assert facts(*explain(format, target, 7, 512, columns))["dispatches"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (explain("q9_9", "gfx942", 1, 256, 1), "q9_9"),
+        (explain("q4_k", "gfx942", 1, 32, 1), "positive multiple of 256 for q4_k"),
+        (explain("q4_k", "gfx942", 0, 256, 1), "rows must be positive"),
+        (explain("q4_k", "gfx942", 1, 256, 0), "no kernel multiplies 0 columns"),
+        (explain("q4_k", "gfx942", 1, 256, 1, "--via", "magic"), "via='magic'"),
+        (explain("f16", "gfx942", 1, 256, 1, "--via", "q8_1"), "not quantized"),
+        (explain("q4_k", "gfx1", 1, 256, 1), "unknown target"),
+    ],
+)
+def test_misuse_of_explain(arguments: list[str], message: str) -> None:
+    assert message in run(*arguments, status=2).stderr
+
+
+# ---- quantize
+
+
+@pytest.fixture
+def model(tmp_path: Path, rng: np.random.Generator) -> Path:
+    def f32(*shape: int) -> Any:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    tensors = {"w": f32(6, 512), "half": f32(3, 256).astype(np.float16), "odd": f32(4, 100), "norm": f32(512)}
+    packed = (iq.quantize(f32(2, 64), "q8_0").reshape(-1), "q8_0", (2, 64))
+    brain = ((f32(2, 256).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8).reshape(-1), "bf16", (2, 256))
+    metadata = {"general.architecture": "llama", "general.file_type": 0, "tokens": ["a", "b"]}
+    iq.gguf.write(tmp_path / "in.gguf", tensors | {"packed": packed, "brain": brain}, metadata)
+    return tmp_path / "in.gguf"
+
+
+def test_quantize(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    result = run("quantize", model, out, "--type", "Q4_K")
+    assert result.stdout.startswith(f"{out}: 3 of 6 tensors quantized, ")
+    assert result.stderr.splitlines()[0] == "0/6 w"
+    with iq.gguf.open(model) as before, iq.gguf.open(out) as after:
+        assert after.names == before.names
+        assert {n: t.format for n, t in after.tensors.items()} == {
+            "w": "q4_k", "half": "q4_k", "odd": "f32", "norm": "f32", "packed": "q8_0", "brain": "q4_k",
+        }  # fmt: skip
+        assert {n: t.shape for n, t in after.tensors.items()} == {n: t.shape for n, t in before.tensors.items()}
+        for name in ("odd", "norm", "packed"):
+            assert np.array_equal(after.packed(name)[0], before.packed(name)[0])
+        for name, was in (("w", "f32"), ("half", "f16"), ("brain", "bf16")):
+            values = iq.dequantize(before.packed(name)[0].reshape(before.tensors[name].shape[0], -1), was)
+            assert np.array_equal(after.packed(name)[0], iq.quantize(values, "q4_k").reshape(-1))
+        metadata = {name: value.value for name, value in after.metadata.items()}
+    assert metadata == {
+        "general.architecture": "llama",
+        "general.file_type": gguf.LlamaFileType.MOSTLY_Q4_K_S,
+        "general.quantization_version": gguf.GGML_QUANT_VERSION,
+        "tokens": ["a", "b"],
+    }
+
+
+def test_quantize_over_itself(model: Path) -> None:
+    converted = facts("quantize", model, model, "--type", "q8_0")
+    assert converted[0] == {"name": "w", "was": "f32", "format": "q8_0", "bytes_before": 6 * 512 * 4, "bytes_after": 6 * 512 // 32 * 34}
+    with iq.gguf.open(model) as file:
+        assert file.tensors["w"].format == "q8_0"
+
+
+@pytest.mark.parametrize("name", [f.name for f in FORMATS.values() if f.quantized and not f.activations])
+def test_quantize_to_every_type(model: Path, tmp_path: Path, name: str) -> None:
+    run("quantize", model, tmp_path / "out.gguf", "--type", name)
+    with iq.gguf.open(tmp_path / "out.gguf") as file:
+        assert file.tensors["w"].format == name
+
+
+def test_what_cannot_be_quantized(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    for kind in ("f16", "q8_1", "q9_9"):
+        assert kind in run("quantize", model, out, "--type", kind, status=2).stderr
+    assert "No such file" in run("quantize", tmp_path / "none.gguf", out, "--type", "q4_0", status=1).stderr
+    bad = np.ones((2, 256), np.float32)
+    bad[1, 3] = np.nan
+    iq.gguf.write(model, {"blk.0.bad": bad})
+    assert "tensor blk.0.bad: " in run("quantize", model, out, "--type", "q4_k", status=1).stderr
+    (tmp_path / "text.gguf").write_text("text")
+    run("quantize", tmp_path / "text.gguf", out, "--type", "q4_0", status=1)
+    assert not out.exists()
