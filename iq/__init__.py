@@ -1,0 +1,23 @@
+"""GGML-quantized tensor ops for AMD GPUs, NVIDIA GPUs and CPUs, compiled ahead of time with IREE.
+
+`Device`, `Buffer`, `QTensor` run them; `quantize` and `dequantize` are the numpy reference; `iq.gguf` reads and writes GGUF files;
+`iq.compile` makes bundles of kernels.
+"""
+
+import importlib
+from typing import Any
+
+from iq import gguf
+from iq.device import Device
+from iq.formats import dequantize, quantize
+from iq.runtime.buffer import Buffer
+from iq.runtime.qtensor import QTensor, quantize_q8_1
+
+__all__ = ["Buffer", "Device", "QTensor", "compile", "dequantize", "gguf", "quantize", "quantize_q8_1"]
+
+
+def __getattr__(name: str) -> Any:
+    # The compiler is not installed where kernels only run, and slow to import where it is.
+    if name == "compile":
+        return importlib.import_module("iq.compile")
+    raise AttributeError(f"module 'iq' has no attribute {name!r}")

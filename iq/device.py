@@ -1,0 +1,64 @@
+"""The public device: opens one, and finds out where its kernels come from."""
+
+from __future__ import annotations
+
+import os
+from functools import cache, cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+from iq import runtime
+from iq.bundle import Bundles
+from iq.errors import NoCompilerError
+from iq.runtime.library import ModuleSource, Provider
+from iq.targets import DeviceId, Target
+
+
+class Device(runtime.Device):
+    """A device to put tensors on: "cpu", "cuda", "cuda:1", "hip", "hip:1".
+
+    It is the device that was asked for or an error, never another one. `alloc`, `zeros` and `put` make buffers on it.
+    """
+
+    def __init__(self, spec: str | None = None, *, bundle: str | Path | None = None, threads: int | None = None) -> None:
+        """Open a device.
+
+        spec: which; by default what the environment variable IQ_DEVICE says, else "cpu".
+        bundle: the directory or zip with its kernels; by default what IQ_BUNDLE_PATH says, else kernels are compiled when they are first
+        needed, if the compiler is installed and IQ_DISABLE_COMPILE is not set; else using one raises NoCompilerError.
+        threads: of a CPU device; 1 runs kernels in the calling thread, None is one for each core.
+        Raises DeviceError, or a BundleError when there is no bundle at the path.
+        """
+        path = bundle or os.environ.get("IQ_BUNDLE_PATH")
+        provider: Provider = Bundles(path) if path else _OnDemand()
+        super().__init__(spec or os.environ.get("IQ_DEVICE") or "cpu", provider=provider, threads=threads)
+
+
+@cache
+def default_device() -> Device:
+    """The device of tensors that are not given one: `Device()`, opened once."""
+    return Device()
+
+
+class _OnDemand:
+    """Compiles kernels when they are needed. Only then is iq.compile imported, which deployment hosts cannot."""
+
+    @cached_property
+    def _compiler(self) -> Provider:
+        disabled = bool(os.environ.get("IQ_DISABLE_COMPILE"))
+        missing = [name for name in ("iree.compiler", "jinja2") if not find_spec(name)]
+        if disabled or missing:
+            why = "IQ_DISABLE_COMPILE is set" if disabled else f"{' and '.join(missing)} cannot be imported (pip install 'iq[compile]')"
+            raise NoCompilerError(
+                f"a kernel is needed, no bundle is named, and compiling is not possible: {why}. "
+                "Name a bundle with IQ_BUNDLE_PATH or Device(bundle=...); `iq compile` makes one on a machine with the compiler"
+            )
+        from iq.compile.ondemand import CompileOnDemand
+
+        return CompileOnDemand()
+
+    def target(self, device_id: DeviceId, cpu_flags: frozenset[str]) -> Target:
+        return self._compiler.target(device_id, cpu_flags)
+
+    def module(self, target: Target, format: str) -> ModuleSource:
+        return self._compiler.module(target, format)

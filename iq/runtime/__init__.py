@@ -1,0 +1,6 @@
+"""Devices, buffers, kernels and quantized tensors. Needs IREE's runtime, never its compiler."""
+
+from iq.runtime.buffer import Buffer
+from iq.runtime.device import Device
+
+__all__ = ["Buffer", "Device"]

@@ -1,0 +1,142 @@
+"""Opening devices: from "cpu", "cuda:1" or "hip" to an IREE device and what it says it is."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from iree.runtime import HalDevice
+
+# Not in IREE's public API, whose drivers are one for each process and name: those could not have threads of their own.
+from iree.runtime._binding import create_hal_driver
+from iree.runtime.flags import parse_flags
+
+from iq.errors import DeviceError
+from iq.runtime import hip_library
+from iq.targets import DeviceId
+
+# IREE takes the number of threads and the place of libamdhip64 from settings of the whole process, when it makes a driver.
+_PROCESS_SETTINGS = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open device.
+
+    name: in full ("cuda:0"). id: what artifacts are matched against. cpu_flags: of /proc/cpuinfo, empty for GPUs.
+    bind: makes the device the calling thread's own, which CUDA needs of every thread before each call.
+    """
+
+    name: str
+    hal: HalDevice
+    id: DeviceId
+    cpu_flags: frozenset[str] = frozenset()
+    bind: Callable[[], None] = lambda: None
+
+
+def open_device(spec: str, threads: int | None) -> Opened:
+    """Open "cpu", "cuda", "cuda:N", "hip" or "hip:N".
+
+    threads: how many a CPU device has of its own; 1 runs kernels in the calling thread. None is one for each core.
+    Raises DeviceError when the device cannot be had; never opens another one instead.
+    """
+    parsed = re.fullmatch(r"(cpu)|(cuda|hip)(?::(\d+))?", spec)
+    if not parsed:
+        raise DeviceError(f"unknown device {spec!r}; expected cpu, cuda, cuda:N, hip or hip:N")
+    cpu, driver, index = parsed.groups()
+    if cpu:
+        return _open_cpu(threads)
+    if threads is not None:
+        raise DeviceError(f"threads={threads} is for the device cpu, not for {spec}")
+    return _open_gpu(driver, int(index or 0))
+
+
+def _open_cpu(threads: int | None) -> Opened:
+    if threads is not None and threads < 1:
+        raise DeviceError(f"a device with {threads} threads cannot run; expected 1 or more, or None for one a core")
+    with _PROCESS_SETTINGS:
+        # Read when the driver is made, so every device has its own threads, and changing them means another device. 0 is one a core.
+        parse_flags(f"--task_topology_group_count={threads or 0}")
+        hal = create_hal_driver("local-sync" if threads == 1 else "local-task").create_default_device()
+    return Opened("cpu", hal, DeviceId("cpu"), cpu_flags())
+
+
+def cpu_flags() -> frozenset[str]:
+    """What this machine's CPU can do, as Linux names it; empty where there is no /proc/cpuinfo."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    return frozenset(flags[1].split()) if flags else frozenset()
+
+
+def _open_gpu(driver_name: str, index: int) -> Opened:
+    spec = f"{driver_name}:{index}"
+    try:
+        with _PROCESS_SETTINGS, _hip_search_path() if driver_name == "hip" else nullcontext():
+            driver = create_hal_driver(driver_name)
+        devices = driver.query_available_devices()
+    except Exception as error:  # IREE's statuses come as various built-in exceptions
+        raise DeviceError(f"cannot open {spec}: {_where_looked(driver_name)}\n{error}") from error
+    if index >= len(devices):
+        there = "\n".join(f"  {driver_name}:{i} {device['name']}" for i, device in enumerate(devices)) or "  none"
+        raise DeviceError(f"cannot open {spec}: there is no such device; this machine has\n{there}")
+    try:
+        identity = _identify(driver_name, driver.dump_device_info(devices[index]["device_id"]))
+        hal = driver.create_device(devices[index]["device_id"])
+        return Opened(spec, hal, identity, bind=_cuda_binder()) if driver_name == "cuda" else Opened(spec, hal, identity)
+    except RuntimeError as error:
+        raise DeviceError(f"cannot open {spec}, {devices[index]['name']}: {error}") from error
+
+
+def _cuda_binder() -> Callable[[], None]:
+    """`Opened.bind` for the CUDA device that this thread has just opened.
+
+    IREE makes a device's context current when it opens the device, in that thread, and relies on it from then on. In any other thread, or
+    when a second device has been opened, its calls would fail or go to the wrong device.
+    """
+    cuda = ctypes.PyDLL("libcuda.so")
+    context = ctypes.c_void_p()
+    if status := cuda.cuCtxGetCurrent(ctypes.byref(context)):
+        raise RuntimeError(f"cuCtxGetCurrent gives error {status}")
+
+    def bind() -> None:
+        if status := cuda.cuCtxSetCurrent(context):
+            raise DeviceError(f"the device is lost: cuCtxSetCurrent gives CUDA error {status}")
+
+    return bind
+
+
+def _identify(driver_name: str, info: str) -> DeviceId:
+    """What a GPU says it is, from the driver's description of it."""
+    if driver_name == "hip" and (found := re.search(r"gpu-arch-name: (\S+)", info)):
+        return DeviceId.parse(found[1])
+    if driver_name == "cuda" and (found := re.search(r"gpu-compute-capability: (\d+)\.(\d+)", info)):
+        return DeviceId(f"sm_{found[1]}{found[2]}")
+    raise DeviceError(f"the {driver_name} driver does not say what the device is; it says\n{info}")
+
+
+@contextmanager
+def _hip_search_path() -> Iterator[None]:
+    """IREE's environment variable for libamdhip64, set while the hip driver is made."""
+    before = os.environ.get(hip_library.VARIABLE)
+    os.environ[hip_library.VARIABLE] = hip_library.search_path(os.environ)
+    try:
+        yield
+    finally:
+        del os.environ[hip_library.VARIABLE]
+        if before is not None:
+            os.environ[hip_library.VARIABLE] = before
+
+
+def _where_looked(driver_name: str) -> str:
+    if driver_name == "hip":
+        return f"no libamdhip64 that works. Looked in\n{hip_library.places(os.environ)}\nSet {hip_library.VARIABLE}=file:/path/of/it."
+    return "no libcuda.so that works on the loader's path. It comes with NVIDIA's driver; libcuda.so.1 alone needs a link of that name."

@@ -1,0 +1,74 @@
+"""The element types that buffers hold: their names, and what numpy and IREE call them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from iree.runtime import HalElementType
+
+from iq.errors import DtypeError
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """One element type.
+
+    name: as kernels spell it ("f32").
+    numpy: the numpy type its values cross as (bf16: ml_dtypes', which IREE brings along).
+    element: IREE's element type.
+    """
+
+    name: str
+    numpy: np.dtype[Any]
+    element: HalElementType
+
+    @property
+    def itemsize(self) -> int:
+        return int(self.numpy.itemsize)
+
+
+DTYPES: dict[str, Dtype] = {
+    d.name: d
+    for d in (
+        Dtype("f16", np.dtype(np.float16), HalElementType.FLOAT_16),
+        Dtype("f32", np.dtype(np.float32), HalElementType.FLOAT_32),
+        Dtype("f64", np.dtype(np.float64), HalElementType.FLOAT_64),
+        Dtype("bf16", np.dtype(ml_dtypes.bfloat16), HalElementType.BFLOAT_16),
+        Dtype("u8", np.dtype(np.uint8), HalElementType.UINT_8),
+        Dtype("i8", np.dtype(np.int8), HalElementType.SINT_8),
+        Dtype("u32", np.dtype(np.uint32), HalElementType.UINT_32),
+        Dtype("i32", np.dtype(np.int32), HalElementType.SINT_32),
+        Dtype("i64", np.dtype(np.int64), HalElementType.SINT_64),
+    )
+}
+
+_LONG_NAMES = {
+    "float16": "f16",
+    "float32": "f32",
+    "float64": "f64",
+    "bfloat16": "bf16",
+    "uint8": "u8",
+    "int8": "i8",
+    "uint32": "u32",
+    "int32": "i32",
+    "int64": "i64",
+}
+
+
+def dtype_of(what: Any) -> Dtype:
+    """The element type of a name ("f32", "float32"), a numpy type or a Dtype. Raises DtypeError for one that buffers do not hold."""
+    if isinstance(what, Dtype):
+        return what
+    if isinstance(what, str) and (name := _LONG_NAMES.get(what, what)) in DTYPES:
+        return DTYPES[name]
+    try:
+        wanted = np.dtype(what)
+    except TypeError:
+        wanted = None
+    for dtype in DTYPES.values():
+        if wanted is not None and dtype.numpy == wanted:
+            return dtype
+    raise DtypeError(f"no buffer holds elements of type {what!r}; expected one of {', '.join(DTYPES)} (in the machine's byte order)")

@@ -1,0 +1,253 @@
+"""Quantized tensors on a device, and the ops that take them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from iq import formats
+from iq.errors import DeviceError, DtypeError, FormatError, LayoutError, RowIndexError, ShapeError
+from iq.formats import Format, format_of
+from iq.ops import DTYPES, KernelSpec, choose_mul_mat
+from iq.runtime.arrays import Array, Bytes, check_array, check_shape, check_sizes
+from iq.runtime.buffer import Buffer
+from iq.runtime.device import Device
+from iq.runtime.dtypes import dtype_of
+from iq.runtime.library import Kernel
+
+
+class QTensor:
+    """A weight in one of GGML's formats, on a device, in GGML's own layout: f32 [N, K] quantized row by row.
+
+    shape: (N, K); also (K,), which ops take as one row, and (E, N, K), which is only stored for now.
+    format: the format's name ("q4_k"). device: where it lives.
+    """
+
+    __slots__ = ("_format", "_packed", "shape")
+
+    def __init__(self, packed: Buffer, format: type[Format], shape: tuple[int, ...]) -> None:
+        """For this package: `packed` holds the u8 GGML blocks of `shape`; see `from_bytes` for the checks."""
+        self._packed = packed
+        self._format = format
+        self.shape = shape
+
+    @classmethod
+    def quantize(cls, array: ArrayLike, format: str, device: Device | None = None, imatrix: ArrayLike | None = None) -> QTensor:
+        """Quantize f32 [N, K], [K] or [E, N, K] on the host, then upload it.
+
+        imatrix: f32 [K], the importance of each column, as GGML's. device: None is the default device.
+        Raises FormatError, ShapeError or DtypeError.
+        """
+        fmt = _weights_format(format)
+        shape = _check_weights_shape(np.shape(array), fmt)
+        return cls.from_bytes(formats.quantize(array, fmt.name, imatrix), fmt.name, shape, device)
+
+    @classmethod
+    def from_bytes(
+        cls, packed: Bytes | Buffer, format: str, shape: Sequence[int], device: Device | None = None, *, copy: bool | None = True
+    ) -> QTensor:
+        """A tensor of uint8 GGML blocks, of any shape as long as the bytes are as many as `shape` takes.
+
+        packed: an array to put on the device (None is the default device; `copy` is as in `Device.put`), or a u8 buffer to use as it is.
+        Raises FormatError, ShapeError, DtypeError, LayoutError, or DeviceError for a buffer of another device.
+        """
+        fmt = _weights_format(format)
+        dims = _check_weights_shape(shape, fmt)
+        if not isinstance(packed, Buffer):
+            check_array(packed, "from_bytes")
+        if packed.dtype != np.uint8:
+            raise DtypeError(f"from_bytes: packed weights are uint8, got {packed.dtype}")
+        nbytes = math.prod(dims[:-1]) * fmt.row_bytes(dims[-1])
+        if packed.nbytes != nbytes:
+            raise ShapeError(f"from_bytes: {fmt.name} weights of shape {dims} take {nbytes} bytes, got {packed.nbytes}")
+        if not isinstance(packed, Buffer):
+            packed = (device or _default_device()).put(packed, copy=copy)
+        elif device is not None and packed.device is not device:
+            raise DeviceError(f"from_bytes: the buffer is on {packed.device!r}, the tensor is to be on {device!r}")
+        packed.argument()  # raises where kernels could not take it
+        return cls(packed, fmt, dims)
+
+    @property
+    def format(self) -> str:
+        return self._format.name
+
+    @property
+    def device(self) -> Device:
+        return self._packed.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the GGML blocks."""
+        return self._packed.nbytes
+
+    def __repr__(self) -> str:
+        return f"QTensor(shape={self.shape}, format={self.format!r}, device={self.device.name!r})"
+
+    def to_bytes(self) -> Bytes:
+        """A copy of the GGML blocks on the host: uint8 [..., bytes of a row]."""
+        return self._packed.numpy().reshape(*self.shape[:-1], self._format.row_bytes(self.shape[-1]))
+
+    # ---- Ops
+
+    def matmul(self, x: Array | Buffer, via: str | None = None, out: Buffer | None = None) -> Buffer:
+        """x [..., K] times the transpose of this [N, K]: f32 [..., N] on the device.
+
+        x: f32 or f16, an array or a buffer. via: "q8_1" quantizes x to 8 bits, "float" does not; None takes the default of format, target
+        and shape (see `iq.ops.choose_mul_mat`). out: an f32 buffer of the result's shape to write into, and to return.
+        Raises ShapeError, DtypeError, LayoutError, FormatError (a `via` that the format does not have), DeviceError, or for want of a
+        kernel BundleError or CompileError.
+        """
+        n, k = self._matrix("matmul")
+        x = _put(x, self.device, "matmul")
+        if x.element not in ("f32", "f16"):
+            raise DtypeError(f"matmul: x holds {x.element}, it takes f32 or f16")
+        if x.ndim < 1 or x.shape[-1] != k:
+            raise ShapeError(f"matmul: x has shape {x.shape}, the weight {self.shape}; the last axis of x must be {k}")
+        columns, shape = math.prod(x.shape[:-1]), (*x.shape[:-1], n)
+        out = self.device.alloc(shape, "f32") if out is None else self._check_out(out, shape, x)
+        if columns * n == 0 or k == 0:
+            out.fill_zero()
+            return out
+        spec = choose_mul_mat(self._format, self.device.target, columns, via)
+        sizes = {"columns": columns, "rows": n, "blocks": k // self._format.weights()}
+        self.device.library.kernel(spec)((self._packed, _widen(x)), sizes, (out,))
+        return out
+
+    def dequantize(self, dtype: Any = "float32") -> Buffer:
+        """The weights as numbers: f32, f16 or bf16 of this shape. Raises ShapeError or DtypeError."""
+        n, k = self._matrix("dequantize")
+        element = _output_dtype(dtype, "dequantize")
+        out = self.device.alloc(self.shape, element)
+        if blocks := n * k // self._format.weights():
+            self._kernel("dequantize", element)((self._packed,), {"blocks": blocks}, (out,))
+        return out
+
+    def get_rows(self, ids: ArrayLike | Buffer, dtype: Any = "float32") -> Buffer:
+        """Rows of this [N, K] as numbers: f32, f16 or bf16 [..., K] for integer ids [...].
+
+        The ids are checked on the host; those in a buffer are read back for that. Raises RowIndexError for an id outside the tensor,
+        naming the first, ShapeError or DtypeError.
+        """
+        n, k = self._matrix("get_rows")
+        element = _output_dtype(dtype, "get_rows")
+        rows = _check_ids(ids.numpy() if isinstance(ids, Buffer) else np.asarray(ids), n)
+        out = self.device.alloc((*rows.shape, k), element)
+        if out.size:
+            on_device = self.device.put(np.ascontiguousarray(rows, dtype=np.int32), copy=None)
+            sizes = {"rows": rows.size, "blocks": k // self._format.weights()}
+            self._kernel("get_rows", element)((self._packed, on_device), sizes, (out,))
+        return out
+
+    def _kernel(self, op: str, variant: str) -> Kernel:
+        return self.device.library.kernel(KernelSpec(op, self.format, variant))
+
+    def _matrix(self, op: str) -> tuple[int, int]:
+        """Rows and columns. Raises ShapeError for a tensor of more axes, or one too large for kernels."""
+        if len(self.shape) > 2:
+            raise ShapeError(f"{op}: takes a weight of shape (N, K) or (K,), this one has {self.shape}")
+        n, k = (1, *self.shape)[-2:]
+        if k % self._format.weights():
+            raise ShapeError(
+                f"{op}: kernels take {self.format} rows in multiples of {self._format.weights()} weights, this one has {self.shape}"
+            )
+        check_sizes(op, columns=k)
+        return n, k
+
+    def _check_out(self, out: Buffer, shape: tuple[int, ...], x: Buffer) -> Buffer:
+        if out.shape != shape:
+            raise ShapeError(f"matmul: out has shape {out.shape}, the result has {shape}")
+        if out.element != "f32":
+            raise DtypeError(f"matmul: out holds {out.element}, the result is f32")
+        if out.device is not self.device:
+            raise DeviceError(f"matmul: out is on {out.device!r}, the weight on {self.device!r}")
+        if out.overlaps(x) or out.overlaps(self._packed):
+            raise LayoutError("matmul: out shares memory with x or the weight, which are still read while it is written")
+        return out
+
+
+def quantize_q8_1(x: Array | Buffer, device: Device | None = None, padding: int = 512) -> Buffer:
+    """Activations f32 [M, K] in GGML's q8_1: uint8 [M, 36 * blocks], rows of 32-value blocks padded with zeros to a multiple of `padding`.
+
+    A block is f16 d, f16 s, 32 int8: x = d * q, and s the sum of the x. `padding` is a multiple of 32 (GGML's matmul on GPUs takes 512).
+    device: None is x's own where x is a buffer, else the default device. Raises ShapeError, DtypeError, LayoutError or DeviceError.
+    """
+    fmt = format_of("q8_1")
+    if padding < 1 or padding % fmt.block_size:
+        raise ShapeError(f"quantize_q8_1: padding {padding} is no multiple of {fmt.block_size}")
+    if device is None:
+        device = x.device if isinstance(x, Buffer) else _default_device()
+    buffer = _put(x, device, "quantize_q8_1")
+    if buffer.element != "f32":
+        raise DtypeError(f"quantize_q8_1: x holds {buffer.element}, it takes f32")
+    if buffer.ndim != 2:
+        raise ShapeError(f"quantize_q8_1: takes x of shape (M, K), got {buffer.shape}")
+    columns, k = buffer.shape
+    spans = -(-k // padding) * padding // fmt.block_size
+    out = device.alloc((columns, spans * fmt.type_size), "u8")
+    if out.size:
+        kernel = device.library.kernel(KernelSpec("quantize_q8_1", "q8_1", "f32"))
+        kernel((buffer,), {"columns": columns, "k": k, "spans": spans}, (out,))
+    return out
+
+
+def _widen(x: Buffer) -> Buffer:
+    """f16 activations as f32, flat or not: exact."""
+    if x.element == "f32":
+        return x
+    wide = x.device.alloc(x.shape, "f32")
+    # Rows are whole blocks of weights, so the elements are a multiple of the 8 that the kernel takes together.
+    blocks = x.size // format_of("f16").weights()
+    x.device.library.kernel(KernelSpec("dequantize", "f16", "f32"))((x.view("u8"),), {"blocks": blocks}, (wide,))
+    return wide
+
+
+def _put(x: Array | Buffer, device: Device, op: str) -> Buffer:
+    """x as a buffer on the device that kernels can take; only for as long as the caller holds x."""
+    if not isinstance(x, Buffer):
+        return device.put(check_array(x, op), copy=None)
+    if x.device is not device:
+        raise DeviceError(f"{op}: x is on {x.device!r}, not on {device!r}; cross through the host: put(x.numpy())")
+    return x
+
+
+def _weights_format(name: str) -> type[Format]:
+    fmt = format_of(name)
+    if fmt.activations:
+        raise FormatError(f"{fmt.name} is for activations, not for weights; see iq.quantize_q8_1")
+    return fmt
+
+
+def _check_weights_shape(shape: Sequence[int], fmt: type[Format]) -> tuple[int, ...]:
+    dims = check_shape(shape, "QTensor")
+    if not 1 <= len(dims) <= 3:
+        raise ShapeError(f"a QTensor has shape (N, K), (K,) or (E, N, K), got {dims}")
+    fmt.row_bytes(dims[-1])  # raises unless rows are whole blocks
+    return dims
+
+
+def _output_dtype(dtype: Any, op: str) -> str:
+    element = dtype_of(dtype).name
+    if element not in DTYPES:
+        raise DtypeError(f"{op}: writes {', '.join(DTYPES)}, not {element}")
+    return element
+
+
+def _check_ids(ids: Array, n: int) -> Array:
+    if ids.dtype.kind not in "iu" and ids.size:
+        raise DtypeError(f"get_rows: ids are integers, got {ids.dtype}")
+    bad = np.flatnonzero((ids < 0) | (ids >= n))
+    if bad.size:
+        where = tuple(int(i) for i in np.unravel_index(bad[0], ids.shape))
+        raise RowIndexError(f"get_rows: id {ids[where]} at {where} is outside the tensor's {n} rows")
+    return ids
+
+
+def _default_device() -> Device:
+    # The one arrow that points up: who leaves the device out leaves it to the public API.
+    from iq.device import default_device
+
+    return default_device()

@@ -1,0 +1,83 @@
+"""What several test files need: devices to run on, a cache of compiled kernels that lasts for the run, ggml's golden data.
+
+The CPU by default. IQ_TEST_DEVICE=cuda (or hip) runs the same tests on a GPU, with the kernels of IQ_BUNDLE_PATH where that is set.
+IQ_TEST_CACHE_DIR keeps compiled kernels from one run to the next.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import iq
+from iq import runtime
+from iq.runtime.drivers import cpu_flags
+from iq.runtime.library import ModuleSource
+from iq.targets import TARGETS, Accepted, DeviceId, Target, match
+
+SPEC = os.environ.get("IQ_TEST_DEVICE", "cpu")
+BUNDLE = os.environ.get("IQ_BUNDLE_PATH")
+
+# Each runs different code, so kernels are tested on every one that this machine can run.
+CPU_TARGETS = [t for t in TARGETS.values() if isinstance(match(DeviceId(t.id), DeviceId("cpu"), cpu_flags()), Accepted)]
+
+
+class OnDemandFor:
+    """Kernels for one target, compiled on demand."""
+
+    def __init__(self, target: Target) -> None:
+        from iq.compile.ondemand import CompileOnDemand
+
+        self._target = target
+        self._compiler = CompileOnDemand()
+
+    def target(self, device_id: DeviceId, cpu_flags: frozenset[str]) -> Target:
+        return self._target
+
+    def module(self, target: Target, format: str) -> ModuleSource:
+        return self._compiler.module(target, format)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """iq's environment variables as on a fresh machine, except that kernels are compiled into a directory of this run."""
+    base = tmp_path_factory.getbasetemp()
+    # With pytest-xdist, each worker has a directory of its own below the run's.
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "iq-cache"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("IQ_DEVICE", "IQ_BUNDLE_PATH", "IQ_DISABLE_COMPILE"):
+            patch.delenv(name, raising=False)
+        patch.setenv("IQ_CACHE_DIR", os.environ.get("IQ_TEST_CACHE_DIR", str(cache)))
+        yield
+
+
+@pytest.fixture(scope="session")
+def dev(environment: None) -> iq.Device:
+    """The device, as users open it."""
+    return iq.Device(SPEC, bundle=BUNDLE)
+
+
+@pytest.fixture(scope="session", params=CPU_TARGETS if SPEC == "cpu" and not BUNDLE else [None], ids=lambda t: t.id if t else SPEC)
+def device(environment: None, request: pytest.FixtureRequest) -> runtime.Device:
+    """The device, for tests of kernels: the CPU once for each target that it can run."""
+    return runtime.Device("cpu", provider=OnDemandFor(request.param)) if request.param else iq.Device(SPEC, bundle=BUNDLE)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, Any]]:
+    """ggml's own data of a format, by the format's name (see tests/golden)."""
+    folder = Path(__file__).parent / "golden"
+
+    def load(name: str) -> dict[str, Any]:
+        with np.load(folder / f"{name}.npz") as data:
+            return dict(data)
+
+    return load
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20240607)
