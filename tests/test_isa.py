@@ -1,0 +1,74 @@
+"""What the compiler makes of the ROCm kernels, held for every target and format: nothing spills, and the instructions are those meant."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from iq.compile.disassembly import Objdump
+from iq.compile.inspect import Dispatch, inspect
+from iq.compile.ondemand import CompileOnDemand
+from iq.formats import FORMATS
+from iq.targets import TARGETS
+
+ROCM = [t for t in TARGETS.values() if t.family == "rocm"]
+MATRIX_CLASSES = {"mfma": "mfma", "wmma_gfx11": "wmma", "wmma_gfx12": "wmma", "dot2": "dot"}
+
+
+@pytest.fixture(scope="module", params=[(t, f) for t in ROCM for f in FORMATS.values()], ids=lambda p: f"{p[0].id}-{p[1].name}")
+def module(environment, request):
+    """A target, a format and the dispatches of its module."""
+    target, fmt = request.param
+    [report] = inspect(CompileOnDemand().module(target, fmt.name))
+    assert report.processor == target.id
+    return target, fmt, report.dispatches
+
+
+def mix(dispatch: Dispatch) -> Mapping[str, int]:
+    if dispatch.mix is None:
+        pytest.skip(str(Objdump.find()))
+    return dispatch.mix
+
+
+def of(dispatches, *names):
+    return [d for d in dispatches if d.name.startswith(names)]
+
+
+def test_no_spills_and_no_scratch(module):
+    target, _, dispatches = module
+    for d in dispatches:
+        assert (d.facts["vgpr_spills"], d.facts["sgpr_spills"], d.facts["scratch"]) == (0, 0, 0), d.name
+        assert d.facts["wave"] == target.wave
+        assert d.facts["lds"] <= target.lds // 2, f"{d.name}: less than two workgroups fit a compute unit"
+        assert not {"scratch", "unknown"} & set(mix(d)), d.name
+
+
+def test_weights_are_read_in_128_bit_loads(module):
+    _, _, dispatches = module
+    for d in of(dispatches, "mul_mat_vec", "dequantize_mul_mat_vec"):
+        loads = {name: n for name, n in mix(d).items() if name.startswith("global load")}
+        bits = {int(name.split()[-1]): n for name, n in loads.items()}
+        assert sum(width * n for width, n in bits.items() if width >= 64) >= 0.8 * sum(width * n for width, n in bits.items()), d.name
+        assert bits.get(128, 0) >= 2, d.name
+
+
+def test_results_are_written_in_128_bit_stores(module):
+    _, _, dispatches = module
+    for d in of(dispatches, "dequantize_f", "dequantize_b", "get_rows"):
+        assert {name for name in mix(d) if name.startswith("global store")} == {"global store 128"}, d.name
+
+
+def test_quantized_matvec_and_mul_mat_use_dot4(module):
+    _, fmt, dispatches = module
+    integer = of(dispatches, "mul_mat_vec", "mul_mat_q8_1")
+    assert bool(integer) == fmt.quantized
+    for d in integer:
+        assert mix(d)["dot"] >= 8, d.name
+
+
+def test_float_mul_mat_uses_the_matrix_unit(module):
+    target, fmt, dispatches = module
+    tiles = of(dispatches, "mul_mat_float")
+    assert bool(tiles) == fmt.quantized
+    for d in tiles:
+        assert mix(d)[MATRIX_CLASSES[target.matrix]] >= 16
+        assert mix(d)["barrier"] >= 2
