@@ -163,12 +163,16 @@ def _roofline(kernels: Sequence[KernelReport], gpu: Gpu) -> str:
         return (height - bottom) * (1 - (math.log10(rate) - base) / (top - base))
 
     parts = []
+    roofs: dict[int, list[str]] = {}
     for unit, rate in (("vector f32", gpu.vector), ("matrix f16", gpu.matrix), ("dot int8", gpu.dot)):
+        roofs.setdefault(rate, []).append(unit)
+    for rate, units in roofs.items():
         peak = rate * gpu.clocks
         ridge = peak / gpu.bandwidth
         parts.append(
             f'<polyline points="{x(10**low):.1f},{y(gpu.bandwidth * 10**low):.1f} {x(ridge):.1f},{y(peak):.1f} {width},{y(peak):.1f}" '
-            f'fill="none" stroke="#888"/><text x="{width - 4}" y="{y(peak) - 4:.1f}" text-anchor="end">{unit}: {peak / 1e12:.0f} T/s</text>'
+            'fill="none" stroke="#888"/>'
+            f'<text x="{width - 4}" y="{y(peak) - 4:.1f}" text-anchor="end">{", ".join(units)}: {peak / 1e12:.0f} T/s</text>'
         )
     for key, roof in points:
         if roof.intensity is None or roof.ridge is None:
