@@ -37,7 +37,7 @@ class Device:
         opened = open_hip(spec) if isinstance(spec, HipRuntime) else open_device(spec, threads)
         self.name = opened.name
         self.id = opened.id
-        self._hal = Hal(opened.hal, opened.bind)
+        self._hal = Hal(opened.hal, opened.bind, opened.failure)
         self.library = Library(self._hal, opened.id, opened.cpu_flags, provider)
 
     def __repr__(self) -> str:
