@@ -153,7 +153,8 @@ def test_nearest_int_is_ggmls() -> None:
 
 
 def test_values_below_the_threshold_count_as_zero() -> None:
-    scale, quants = make_qp_quants(np.full((8, 1), 1e-16, np.float32), 63, np.ones((8, 1), np.float32))
+    with np.errstate(all="ignore"):
+        scale, quants = make_qp_quants(np.full((8, 1), 1e-16, np.float32), 63, np.ones((8, 1), np.float32))
     assert scale.tolist() == [0]
     assert not quants.any()
 
@@ -162,7 +163,8 @@ def test_a_negative_scale_wraps_as_in_ggml() -> None:
     """The scales and weights of a block that ggml quantized to these 6-bit scales; nearest_int gave -26 for the sixth."""
     scales = [0.17792009, 0.11971941, 0.15429074, 0.16111304, 0.17235406, -0.073478974, 0.11723954, 0.09583333]
     weights = [1157717000.0, 1527963.9, 19629654000.0, 12493485000.0, 14940744.0, 11921441000000.0, 829640260.0, 262968640000.0]
-    scale, quants = make_qp_quants(np.array(scales, np.float32)[:, None], 63, np.array(weights, np.float32)[:, None])
+    with np.errstate(all="ignore"):
+        scale, quants = make_qp_quants(np.array(scales, np.float32)[:, None], 63, np.array(weights, np.float32)[:, None])
     assert quants[:, 0].tolist() == [63, 42, 55, 57, 61, 256 - 26, 41, 34]
     assert scale.astype(np.float16).tobytes() == bytes([201, 25])
 

@@ -73,10 +73,13 @@ def test_get_rows_is_bit_exact(device, fmt, dtype):
     assert same_bits(got, ROUNDED[dtype](values[ids.ravel()]).reshape(2, 3, k))
 
 
+VEC_SHAPES = [(m, n) for m in range(1, MAX_VEC_COLUMNS + 1) for n in (1, 5, 67)]
+TILE_SHAPES = [(9, 64), (17, 1), (64, 128), (65, 131), (130, 70)]
+
+
 @quantized
-@pytest.mark.parametrize("m", range(1, MAX_VEC_COLUMNS + 1))
-@pytest.mark.parametrize("n", [1, 5, 67])
-def test_mul_mat_vec(device, fmt, m, n):
+@pytest.mark.parametrize(("m", "n"), VEC_SHAPES + TILE_SHAPES)
+def test_products_via_q8_1(device, fmt, m, n):
     k = 3 * 256 if fmt.block_size == 256 else 11 * fmt.block_size
     w, values = weight(device, fmt, n, k)
     x = activations(m, k)
@@ -94,19 +97,8 @@ def test_dequantize_mul_mat_vec(device, fmt, m):
     assert mul_mat_nmse(w.matmul(x, via="float").numpy(), x, values) <= F32_NMSE
 
 
-@quantized
-@pytest.mark.parametrize(("m", "n"), [(9, 64), (17, 1), (64, 64), (65, 131), (130, 70)])
-def test_mul_mat_via_q8_1(device, fmt, m, n):
-    k = 2 * 256 if fmt.block_size == 256 else 9 * fmt.block_size
-    w, values = weight(device, fmt, n, k)
-    x = activations(m, k)
-    got = w.matmul(x, via="q8_1").numpy()
-    assert mul_mat_nmse(got, q8_1(x), values) <= Q8_1_MODEL_NMSE
-    assert mul_mat_nmse(got, x, values) <= MUL_MAT_NMSE
-
-
 @weights
-@pytest.mark.parametrize(("m", "n"), [(9, 64), (17, 1), (64, 128), (65, 131), (130, 70)])
+@pytest.mark.parametrize(("m", "n"), TILE_SHAPES)
 def test_mul_mat_via_float(device, fmt, m, n):
     k = 2 * 256 if fmt.block_size == 256 else 9 * max(fmt.block_size, fmt.group)
     w, values = weight(device, fmt, n, k)
