@@ -192,7 +192,9 @@ def test_packing_conversions(name: str) -> None:
 
     @given(values, values)
     def check(a: Any, b: Any) -> None:
-        got = halves(apply_one(op.bind(KEEP), op, (a, b))[0, 0], code)
+        packed = apply_one(op.bind(KEEP), op, (a, b))
+        assert packed.dtype == dtype(op.result) == np.uint32
+        got = halves(packed[0, 0], code)
         for result, x in zip(got, (a, b), strict=True):
             assert same(result, wanted(x)), (name, x)
 

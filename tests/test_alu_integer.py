@@ -198,3 +198,20 @@ def test_carries(name: str) -> None:
         exact = wanted(*sources)
         assert result == wrap(exact, code), sources
         assert beyond == (exact < 0 if code == "i64" else not 0 <= exact <= limits(code)[1]), sources
+
+
+# LLVM, AMDGPU: GCNSubtarget::zeroesHigh16BitsOfDest.
+ZEROES_HIGH_HALF_ON_GFX9 = """
+    cvt_f16_f32 cvt_f16_u16 cvt_f16_i16 rcp_f16 rsq_f16 sqrt_f16 log_f16 exp_f16 sin_f16 cos_f16 floor_f16 ceil_f16 trunc_f16 rndne_f16
+    fract_f16 frexp_mant_f16 frexp_exp_i16_f16 ldexp_f16 lshlrev_b16 lshrrev_b16 ashrrev_i16 add_u16 sub_u16 subrev_u16 mul_lo_u16
+    add_f16 sub_f16 subrev_f16 mul_f16 max_f16 min_f16 max_u16 min_u16 max_i16 min_i16
+"""
+KEEPS_HIGH_HALF_ON_GFX9 = """
+    fma_f16 mad_f16 mac_f16 fmac_f16 madak_f16 madmk_f16 fmaak_f16 fmamk_f16 mad_u16 mad_i16 div_fixup_f16 add_i16 sub_i16
+    min3_f16 max3_f16 med3_f16 min3_i16 max3_i16 med3_i16 min3_u16 max3_u16 med3_u16 cvt_u16_f16 cvt_i16_f16
+"""
+
+
+def test_which_half_results_leave_the_other_half_alone() -> None:
+    assert [name for name in ZEROES_HIGH_HALF_ON_GFX9.split() if VECTOR[f"v_{name}"].keeps] == []
+    assert [name for name in KEEPS_HIGH_HALF_ON_GFX9.split() if not VECTOR[f"v_{name}"].keeps] == []

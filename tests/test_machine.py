@@ -7,7 +7,7 @@ import pytest
 from assembly import EVERYWHERE, NOTHING, Kernel, lanes
 
 from iq import codeobject
-from iq.emulator.faults import InstructionLimit, LaunchError, UnknownInstruction
+from iq.emulator.faults import BarrierDeadlock, InstructionLimit, LaunchError, UnknownInstruction
 from iq.emulator.machine import Options, launch
 from iq.emulator.memory import Memory, MemoryFault
 from iq.emulator.program import LoadedCode
@@ -125,6 +125,29 @@ def test_launches_that_are_refused() -> None:
             launch(kernel.code, name, (1, 1, 1), workgroup, bytes(size), kernel.memory)
 
 
+@EVERYWHERE
+def test_moves_are_copies(processor: str) -> None:
+    """v5 keeps what it got, although v2 is changed afterwards, by some waves only, before and after."""
+    text = """
+    v_readfirstlane_b32 s14, v0
+    v_mov_b32 v2, 1
+    s_cmp_eq_u32 s14, 0
+    s_cbranch_scc1 one
+    v_mov_b32 v2, 2
+one:
+    s_nop 0
+    v_mov_b32 v5, v2
+    s_cmp_eq_u32 s14, 0
+    s_cbranch_scc1 two
+    v_mov_b32 v2, 3
+two:
+    s_nop 0
+    v_lshl_or_b32 v2, v5, 4, v2
+    """
+    found = Kernel(text, processor, workgroup=256)(NOTHING, 256)
+    assert np.array_equal(found, np.where(np.arange(256) < lanes(processor), 0x11, 0x23))
+
+
 def test_waves_of_different_modes_part() -> None:
     """All waves but the first flush denormals."""
     text = """
@@ -215,6 +238,26 @@ def test_missing_barrier_before_reuse_shows(processor: str) -> None:
     good, bad = (Kernel(t, processor, workgroup=256, lds=1024) for t in (both, one))
     assert all(np.array_equal(good(NOTHING, 256, seed=seed), expected) for seed in range(4))
     assert not all(np.array_equal(bad(NOTHING, 256, seed=seed), expected) for seed in range(4))
+
+
+def test_waiting_without_arriving() -> None:
+    """Of gfx12's split barrier, one wave leaves out the first half."""
+    text = """
+    v_readfirstlane_b32 s14, v0
+    s_cmp_eq_u32 s14, 0
+    s_cbranch_scc1 wait
+    s_barrier_signal -1
+wait:
+    s_barrier_wait -1
+    """
+    with pytest.raises(BarrierDeadlock, match=r"never reach \[test at 0x\w+: s_barrier_wait"):
+        Kernel(text, "gfx1201", workgroup=128)(NOTHING, 128)
+
+
+def test_split_barrier_is_waited_for_later() -> None:
+    text = REVERSED.replace("{barrier}", "s_barrier_signal -1\n v_add_u32 v4, 1, v4\n s_barrier_wait -1")
+    found = Kernel(text, "gfx1201", workgroup=256, lds=1024)(NOTHING, 256)
+    assert np.array_equal(found, 5 * np.arange(255, -1, -1))
 
 
 def test_waves_that_have_ended_are_not_waited_for() -> None:

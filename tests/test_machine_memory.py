@@ -72,6 +72,15 @@ def test_stores(size: int) -> None:
     assert np.array_equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("processor", "store"),
+    [("gfx942", "global_store_short_d16_hi"), ("gfx1030", "global_store_short_d16_hi"), ("gfx1100", "global_store_d16_hi_b16")],
+)
+def test_stores_of_upper_halves(processor: str, store: str) -> None:
+    text = f"v_mov_b32 v3, 0x12345678\n v_lshlrev_b32 v4, 2, v0\n {store} v4, v3, s[10:11] offset:2"
+    assert (Kernel(text, processor, store=False)(NOTHING, 64) == 0x12340000).all()
+
+
 def test_addresses_in_registers_with_a_negative_offset() -> None:
     text = """
     s_add_u32 s14, s8, 4

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from assembly import NOTHING, Kernel, lanes
+from assembly import EVERYWHERE, NOTHING, WAVE64, Kernel, lanes
+
+from iq.emulator.faults import UnknownInstruction
 
 # Modifiers of arithmetic.
 
@@ -25,6 +27,7 @@ def half(x: float) -> int:
     ("gfx1030", "v_mov_b32 v2, -1\n v_mov_b32 v3, 0x3c004000\n v_fma_f16 v2, v3, v3, 1.0 op_sel:[1,0,0,1]", 0xFFFF | half(3) << 16),
     ("gfx1100", "v_mov_b32 v2, -1\n v_mov_b32 v3, 0x3c004000\n v_fma_f16 v2.h, v3.h, v3.l, 1.0", 0xFFFF | half(3) << 16),
     # Packed: low element from op_sel, high from op_sel_hi.
+        ("gfx90a", "v_mov_b32 v3, 0x3c004000\n v_pk_add_f16 v2, v3, v3", half(4) | half(2) << 16),
     ("gfx90a", "v_mov_b32 v3, 0x3c004000\n v_pk_add_f16 v2, v3, v3 op_sel:[1,0] op_sel_hi:[1,1] neg_hi:[0,1]", half(3) | half(0) << 16),
     ("gfx1100", "v_mov_b32 v3, 0x3c004000\n v_pk_mul_f16 v2, v3, 2.0 op_sel_hi:[1,0]", half(4) | half(2) << 16),
     ("gfx90a", "v_mov_b32 v3, 0x0003fffe\n v_pk_sub_i16 v2, 5, v3 op_sel_hi:[0,1]", 7 | 2 << 16),
@@ -88,6 +91,36 @@ def test_denormals_as_the_mode_says(processor: str) -> None:
 
 
 # Data between lanes.
+
+
+def test_comparisons_leave_no_bits_of_inactive_lanes() -> None:
+    text = """
+    s_mov_b64 vcc, -1
+    s_mov_b32 exec_lo, 0x0000ff0f
+    v_cmp_eq_u32 vcc, v0, v0
+    s_mov_b32 exec_lo, -1
+    v_mov_b32 v2, vcc_lo
+    """
+    assert (Kernel(text, "gfx90a")(NOTHING, 64) == 0xFF0F).all()
+
+
+@EVERYWHERE
+def test_comparison_to_exec(processor: str) -> None:
+    """v_cmpx: on gfx9 it has a destination as well."""
+    destination = "vcc, " if processor in WAVE64 else ""
+    text = f"v_mov_b32 v2, 0\n v_cmpx_gt_u32 {destination}20, v0\n v_mov_b32 v2, v0\n s_mov_{{b}} {{exec}}, -1"
+    assert np.array_equal(Kernel(text, processor)(NOTHING, 64), np.where(np.arange(64) < 20, np.arange(64), 0))
+
+
+def test_matrix_instructions_and_inactive_lanes() -> None:
+    """MFMA ignores EXEC; WMMA with part of it off is undefined."""
+    zeros = "".join(f"v_mov_b32 v{k}, 0\n" for k in range(6, 38))
+    mfma = "s_mov_b64 exec, 1\n v_mfma_f32_16x16x16f16 v[2:5], v[6:7], v[8:9], 1.0\n s_mov_b64 exec, -1"
+    assert (Kernel(zeros + mfma, "gfx90a")(NOTHING, 64).view(np.float32) == 1).all()
+    wmma = "s_mov_b32 exec_lo, 1\n v_wmma_f32_16x16x16_f16 v[6:13], v[14:21], v[22:29], v[30:37]"
+    with pytest.raises(UnknownInstruction, match="WMMA with inactive lanes"):
+        Kernel(zeros + wmma, "gfx1100")(NOTHING, 64)
+
 
 T = np.arange(64)
 ROW, COLUMN = T & ~15, T & 15

@@ -52,5 +52,9 @@ class InstructionLimit(EmulationError):
     """More instructions than the launch was allowed: most likely a loop that does not end."""
 
 
+class BarrierDeadlock(EmulationError):
+    """Waves wait at a barrier that the others of their workgroup never reach."""
+
+
 class LaunchError(EmulationError):
     """A launch that the hardware would refuse: an unknown kernel, or a workgroup of the wrong size."""

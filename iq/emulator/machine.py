@@ -19,7 +19,7 @@ from iq.compile.disassembly import classify
 from iq.emulator.alu import Mode, UnsupportedMode
 from iq.emulator.compiler import compile_step
 from iq.emulator.dispatch import Dim3, Dispatch
-from iq.emulator.faults import EmulationError, InstructionLimit, LaunchError
+from iq.emulator.faults import BarrierDeadlock, EmulationError, InstructionLimit, LaunchError
 from iq.emulator.program import LoadedCode
 from iq.emulator.registers import Indices, Surroundings, Waves
 from iq.emulator.spaces import DeviceMemory, GlobalSpace, PartedSpace, Statistics
@@ -52,7 +52,7 @@ def launch(
 ) -> Statistics:
     """Run a kernel to its end: `grid` workgroups of `workgroup` work items each, with the bytes of its kernel arguments.
 
-    Raises UnknownInstruction, MemoryFault, LdsFault, ScratchFault, InstructionLimit, LaunchError, each with the kernel
+    Raises UnknownInstruction, MemoryFault, LdsFault, ScratchFault, InstructionLimit, BarrierDeadlock, LaunchError, each with the kernel
     and the instruction.
     """
     if kernel not in code.kernels:
@@ -135,16 +135,20 @@ class Machine:
         return found
 
     def _release(self, crews: list[Waves], workgroups: int) -> None:
-        """Let waves go on whose workgroup has arrived at the barrier. Waves that have ended are not waited for.
-
-        There always are some: those that have arrived the least often.
-        """
+        """Let waves go on whose workgroup has arrived at the barrier. Waves that have ended are not waited for."""
         fewest = np.full(workgroups, _NEVER)
         for crew in crews:
             running = ~crew.ended
             np.minimum.at(fewest, crew.slots[running], crew.arrivals[running])
+        released = False
         for crew in crews:
-            crew.waiting &= fewest[crew.slots] < crew.arrivals
+            ready = crew.waiting & (fewest[crew.slots] >= crew.waits)
+            crew.waiting &= ~ready
+            released |= bool(ready.any())
+        if not released:
+            stuck = next(crew for crew in crews if crew.waiting.any())
+            at = int(stuck.pc[stuck.waiting.argmax()]) - 1
+            raise BarrierDeadlock("waves wait at a barrier that others of their workgroup never reach", self._code.program.place(at))
 
     def _turn(self, crew: Waves) -> None:
         """Run a crew until it waits, has ended, or its time is up."""

@@ -78,8 +78,9 @@ class Waves:
         self.modes_differ = False
         self.mode = surroundings.mode(0)
         self.dx10_clamp = True
-        # How far each wave has come at barriers: how often it has arrived, and whether it waits for the others to do so as often.
+        # How far each wave has come at barriers: how often it has arrived, how often it has waited for the others, whether it does now.
         self.arrivals: Indices = np.zeros(total, np.intp)
+        self.waits: Indices = np.zeros(total, np.intp)
         self.waiting: Mask = np.zeros(total, bool)
         self.ended: Mask = np.zeros(total, bool)
 
@@ -109,7 +110,8 @@ class Waves:
         self.arrivals[self.rows] += 1
 
     def wait(self, then: int) -> None:
-        """The chosen waves wait until all waves of their workgroups have arrived as often, then go on at an instruction."""
+        """The chosen waves wait until all of their workgroups have arrived as often as they wait, then go on at an instruction."""
+        self.waits[self.rows] += 1
         self.waiting[self.rows] = True
         self.pc[self.rows] = then
 

@@ -23,9 +23,10 @@ def saturated(code: str, function: Function) -> Function:
     return lambda *sources: np.clip(function(*map(wide, sources)), info.min, info.max).astype(SCALAR_TYPES[code])
 
 
-def clamping(code: str, function: Function, count: int = 2) -> Op:
+def clamping(code: str, function: Function) -> Op:
     """A row that wraps around, or saturates under clamp."""
-    return Op(code, (code,) * count, function, saturating=saturated(code, function))
+    # v_add_i16 and v_sub_i16 are VOP3 with op_sel.
+    return Op(code, (code, code), function, saturating=saturated(code, function), keeps=code == "i16")
 
 
 def low24(x: Array) -> Array:
@@ -225,7 +226,7 @@ def _binary(code: str, function: Function) -> Op:
 
 
 def _ternary(code: str, function: Function) -> Op:
-    return Op(code, (code, code, code), function)
+    return Op(code, (code, code, code), function, keeps=True)
 
 
 _EXTREMES: dict[str, Op] = {}
