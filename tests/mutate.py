@@ -49,7 +49,7 @@ KERNELS = (
 )
 
 # The share of changes that must be noticed, those that are harmless for a known reason left out.
-ENOUGH = 0.7
+ENOUGH = 0.8
 
 S_NOP = bytes.fromhex("000080bf")  # the same on every generation
 S_TRAP = "s_trap 2"  # no kernel of ours has it; the emulator refuses to execute it
