@@ -39,7 +39,16 @@ def _lld() -> str:
     return str(Path(compiler.__path__[0]) / "_mlir_libs" / "iree-lld")
 
 
-def assemble(text: str, processor: str, *, lds: int = 0, scratch: int = 0, workgroup: int = 64, vgprs: int = 64, mode: str = "") -> bytes:
+def assemble(
+    text: str,
+    processor: str,
+    *,
+    lds: int = 0,
+    scratch: int = 0,
+    workgroup: tuple[int, int, int] = (64, 1, 1),
+    vgprs: int = 64,
+    mode: str = "",
+) -> bytes:
     """A code object with the kernel `test`, whose s[0:1] is the address of its arguments and s2 (gfx12: ttmp9) its workgroup's number."""
     wave32 = lanes(processor) == 32
     before_gfx11 = processor.startswith(("gfx9", "gfx10"))
@@ -84,7 +93,7 @@ amdhsa.kernels:
     .kernarg_segment_size: 64
     .kernarg_segment_align: 8
     .max_flat_workgroup_size: 1024
-    .reqd_workgroup_size: [{workgroup}, 1, 1]
+    .reqd_workgroup_size: {list(workgroup)}
 .end_amdgpu_metadata
 """
     with TemporaryDirectory() as folder:
@@ -142,7 +151,7 @@ class Kernel:
         end = "global_store_dword v1, v2, s[10:11]\n" if store else ""
         pointers, number = ("s[4:5]", "s6") if more.get("scratch") and processor in ("gfx90a", "gfx1030") else ("s[0:1]", "s2")
         body = prologue(processor, workgroup, pointers, number) + text + "\n" + end + "s_endpgm\n"
-        self.elf = assemble(spelled(body, processor), processor, workgroup=workgroup, **more)
+        self.elf = assemble(spelled(body, processor), processor, workgroup=(workgroup, 1, 1), **more)
         self.code = LoadedCode.load(self.elf)
         self.workgroup = workgroup
         self.memory = Memory()

@@ -4,7 +4,7 @@ import ctypes
 
 import numpy as np
 import pytest
-from assembly import EVERYWHERE, NOTHING, Kernel, lanes
+from assembly import EVERYWHERE, NOTHING, Kernel, assemble, lanes, spelled
 
 from iq import codeobject
 from iq.emulator.faults import BarrierDeadlock, InstructionLimit, LaunchError, UnknownInstruction
@@ -112,6 +112,57 @@ def test_partial_last_wave(processor: str) -> None:
     """Work items that do not exist have no lanes: nothing is stored past the end."""
     found = Kernel("v_mov_b32 v2, 7", processor, workgroup=50)(NOTHING, 200, groups=3)
     assert np.array_equal(found, [7] * 150 + [0] * 50)
+
+
+@EVERYWHERE
+def test_ids_in_three_dimensions(processor: str) -> None:
+    """Each work item stores its packed id and its workgroup's at its place in the grid."""
+    packed = processor not in ("gfx906", "gfx1030")
+    load = "s_load_b64" if processor >= "gfx11" and not processor.startswith("gfx9") else "s_load_dwordx2"
+    gfx12 = processor.startswith("gfx12")
+    text = f"""
+    {load} s[10:11], s[0:1], 0x0
+    s_mov_b32 s12, {"ttmp9" if gfx12 else "s2"}
+    s_{"and" if gfx12 else "mov"}_b32 s13, {"ttmp7, 0xffff" if gfx12 else "s3"}
+    s_{"lshr" if gfx12 else "mov"}_b32 s14, {"ttmp7, 16" if gfx12 else "s4"}
+    {"v_bfe_u32 v2, v0, 20, 10" if packed else "s_nop 0"}
+    {"v_bfe_u32 v1, v0, 10, 10" if packed else "s_nop 0"}
+    {"v_and_b32 v0, 0x3ff, v0" if packed else "s_nop 0"}
+    v_lshl_or_b32 v3, v1, 4, v0
+    v_lshl_or_b32 v3, v2, 8, v3
+    v_lshl_or_b32 v4, v2, 2, v1
+    v_lshl_or_b32 v4, v4, 3, v0
+    s_mul_i32 s15, s14, 3
+    s_add_u32 s15, s15, s13
+    s_mul_i32 s15, s15, 5
+    s_add_u32 s15, s15, s12
+    s_lshl_b32 s15, s15, 6
+    v_add_u32 v4, s15, v4
+    s_lshl_b32 s13, s13, 4
+    s_lshl_b32 s14, s14, 8
+    s_or_b32 s12, s12, s13
+    s_or_b32 s12, s12, s14
+    s_lshl_b32 s12, s12, 12
+    v_or_b32 v3, s12, v3
+    v_lshlrev_b32 v4, 2, v4
+    global_store_dword v4, v3, s[10:11]
+    s_endpgm
+    """
+    every = "\n".join(f".amdhsa_system_sgpr_workgroup_id_{axis} 1" for axis in "yz") + "\n.amdhsa_system_vgpr_workitem_id 2"
+    loaded = LoadedCode.load(assemble(spelled(text, processor), processor, workgroup=(8, 4, 2), mode=every))
+    memory = Memory()
+    output = memory.allocate(4 * 64 * 30)
+    launch(loaded, "test", (5, 3, 2), (8, 4, 2), np.array([output], np.uint64).tobytes() + bytes(56), memory)
+    found = np.frombuffer(ctypes.string_at(output, 4 * 64 * 30), np.uint32).reshape(2, 3, 5, 2, 4, 8)
+    gz, gy, gx, z, y, x = np.indices(found.shape)
+    assert np.array_equal(found, (gx | gy << 4 | gz << 8) << 12 | x | y << 4 | z << 8)
+
+
+def test_scalar_loads_drop_the_low_bits_of_addresses() -> None:
+    """Those of every part of them: 3 + 6 is 0 + 4."""
+    given = np.array([11, 22, 33], np.uint32)
+    text = "s_add_u32 s8, s8, 3\n s_mov_b32 s14, 6\n s_load_dword s15, s[8:9], s14\n v_mov_b32 v2, s15"
+    assert (Kernel(text, "gfx90a")(given, 64) == 22).all()
 
 
 def test_launches_that_are_refused() -> None:

@@ -28,16 +28,16 @@ def load(instruction: Instruction, target: Target) -> Step:
     variable = [o for o in offsets if o.kind not in ("off", "integer", "literal") and not o.is_null]
     readers = [operands.scalar(instruction, o, "u32") for o in variable]
     fixed = instruction.integer("offset") + sum(int(o.value) for o in offsets)
-    # Words are aligned by dropping the low bits of the address (ISA manuals, "Scalar memory").
+    # For words, the low bits of every part of the address are ignored (RDNA3 ISA, "Scalar Memory Addressing").
     align = np.int64(~3 if shape.size >= 4 else -1)
     access = Access(instruction, shape.size)
     each = Access(instruction, min(shape.size, 4))
     start = operands.scalar(instruction, base, "u64")
 
     def relative(waves: Waves) -> Addresses:
-        offset = np.full(waves.count, fixed, np.int64)
+        offset = np.full(waves.count, fixed & align, np.int64)
         for read in readers:
-            offset += read(waves)
+            offset += read(waves).astype(np.int64) & align
         return offset
 
     def deliver(waves: Waves, words: list[Words]) -> None:
@@ -45,12 +45,12 @@ def load(instruction: Instruction, target: Target) -> Step:
             waves.write_scalar(destination.register + k, shape.extended(word))
 
     def step(waves: Waves) -> None:
-        address = (start(waves).view(np.int64) + relative(waves)) & align
+        address = (start(waves).view(np.int64) & align) + relative(waves)
         deliver(waves, access.load(waves, waves.surroundings.memory, address, None))
 
     def buffer_step(waves: Waves) -> None:
-        offset = relative(waves) & align
-        first = start(waves).view(np.int64) & np.int64((1 << 48) - 1)
+        offset = relative(waves)
+        first = start(waves).view(np.int64) & np.int64((1 << 48) - 1) & align
         end = waves.scalar(base.register + 2).astype(np.int64)
         words: list[Words] = []
         for k in range(shape.words):

@@ -95,10 +95,13 @@ def _mad(code: str) -> dict[str, Op]:
 
 
 def _mix(result: str, half: str = "") -> Op:
-    """fma of f32 or converted f16 sources; an f16 result is rounded once (RDNA3 ISA, V_FMA_MIXLO_F16)."""
+    """fma of f32 or converted f16 sources. An f16 result is f32_to_f16(fma(...)), rounded twice (RDNA3 ISA, V_FMA_MIXLO_F16).
+
+    LLVM relies on that: it selects these for an fptrunc of an fma that carries no fast-math flag.
+    """
     if result == "f32":
         return floating("f32", ("mix",) * 3, floats.fma32)
-    return floating("f16", ("mix",) * 3, lambda a, b, c: floats.odd_fma(a, b, c).astype(np.float16), half=half)
+    return floating("f16", ("mix",) * 3, lambda a, b, c: floats.fma32(a, b, c).astype(np.float16), half=half)
 
 
 _LDEXP: Mapping[str, Op] = {
