@@ -103,9 +103,17 @@ def ls_command(path: Path | None, kernels: bool, as_json: bool) -> None:
 
 @main.command("verify")
 @click.argument("path", type=click.Path(path_type=Path))
+@click.option("--emulate", is_flag=True, help="Also run every ROCm kernel on an emulated GPU and compare the results with numpy.")
+@click.option("--target", "targets", help="With --emulate: comma-separated targets; by default all ROCm bundles at PATH.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="With --emulate: write a report as HTML.")
 @_json
-def verify_command(path: Path, as_json: bool) -> None:
-    """Check the bundles at PATH: manifest, digests, bytecode, and the target of the code inside."""
+def verify_command(path: Path, emulate: bool, targets: str | None, report: Path | None, as_json: bool) -> None:
+    """Check the bundles at PATH: manifest, digests, bytecode, and the target of the code inside.
+
+    With --emulate the kernels run as well: executed under ISA emulation, not validated on hardware.
+    """
+    if not emulate and (targets or report):
+        raise click.UsageError("--target and --report go with --emulate")
     rows = []
     for found in find(path):
         row = {"bundle": str(found), "target": "", "kernels": 0, "verdict": "ok", "reason": ""}
@@ -116,9 +124,33 @@ def verify_command(path: Path, as_json: bool) -> None:
         except BundleError as error:
             row |= {"verdict": type(error).__name__, "reason": str(error)}
         rows.append(row)
-    _print_table(rows, as_json)
-    if any(row["reason"] for row in rows):
+    sound = not any(row["reason"] for row in rows)
+    if not emulate or not sound:  # nothing of a bundle runs that is not what it says
+        _print_table(rows, as_json)
+    if not sound or (emulate and not _emulate(path, targets, report, as_json)):
         sys.exit(1)
+
+
+def _emulate(path: Path, targets: str | None, report: Path | None, as_json: bool) -> bool:
+    """Run the kernels, show what came of it, and say whether all is well."""
+    from iq.emulator import report as reports
+    from iq.emulator.verify import verify
+
+    with _progress() as step:
+        results = verify(path, targets, step)
+    if report:
+        report.write_text(reports.html(results), encoding="utf-8")
+    if as_json:
+        _print_json(results)
+    else:
+        for result in results:
+            click.echo(f"{result.bundle}: {result.how}")
+            _print_table(reports.rows(result))
+            failed = sum(not kernel.passed for kernel in result.kernels)
+            click.echo(f"{len(result.kernels)} kernels, {failed} failed, {result.seconds:.0f} s\n")
+        for note in results[0].approximations:
+            click.echo(f"approximate: {note}")
+    return all(result.passed for result in results)
 
 
 @main.command("inspect")

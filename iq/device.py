@@ -6,18 +6,24 @@ import os
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from iq import runtime
 from iq.bundle import Bundles
-from iq.errors import NoCompilerError
+from iq.errors import DeviceError, NoCompilerError
 from iq.runtime.library import ModuleSource, Provider
 from iq.targets import DeviceId, Target
 
+if TYPE_CHECKING:
+    from iq.emulator.device import EmulatedGpu
+
 
 class Device(runtime.Device):
-    """A device to put tensors on: "cpu", "cuda", "cuda:1", "hip", "hip:1".
+    """A device to put tensors on: "cpu", "cuda", "cuda:1", "hip", "hip:1"; or "emulated:gfx1100", an AMD GPU emulated on the CPU.
 
     It is the device that was asked for or an error, never another one. `alloc`, `zeros` and `put` make buffers on it.
+    emulated: the GPU of an emulated device, with what it counted of each launch; None on others. A kernel that fails there raises what
+    stopped it and leaves the device unusable, as on a GPU; opening one again gives a fresh one.
     """
 
     def __init__(self, spec: str | None = None, *, bundle: str | Path | None = None, threads: int | None = None) -> None:
@@ -31,13 +37,28 @@ class Device(runtime.Device):
         """
         path = bundle or os.environ.get("IQ_BUNDLE_PATH")
         provider: Provider = Bundles(path) if path else _OnDemand()
-        super().__init__(spec or os.environ.get("IQ_DEVICE") or "cpu", provider=provider, threads=threads)
+        spec = spec or os.environ.get("IQ_DEVICE") or "cpu"
+        self.emulated = _emulated(spec, threads)
+        super().__init__(self.emulated.runtime if self.emulated else spec, provider=provider, threads=threads)
 
 
 @cache
 def default_device() -> Device:
     """The device of tensors that are not given one: `Device()`, opened once."""
     return Device()
+
+
+def _emulated(spec: str, threads: int | None) -> EmulatedGpu | None:
+    """The GPU of an emulated device; None for other devices. Only it imports iq.emulator, which needs iq[compile] installed."""
+    if spec.partition(":")[0] != "emulated":
+        return None
+    if threads is not None:
+        raise DeviceError(f"threads={threads} is for the device cpu, not for {spec}")
+    if missing := [name for name in ("elftools", "jinja2", "platformdirs") if not find_spec(name)]:
+        raise DeviceError(f"{spec} needs {' and '.join(missing)}, which cannot be imported (pip install 'iq[compile]')")
+    from iq.emulator.device import EmulatedGpu
+
+    return EmulatedGpu(spec)
 
 
 class _OnDemand:

@@ -9,7 +9,7 @@ from typing import Any
 from iq.errors import LayoutError, ShapeError
 from iq.runtime.arrays import Array, bytes_of, check_array, check_shape
 from iq.runtime.buffer import Buffer
-from iq.runtime.drivers import open_device
+from iq.runtime.drivers import HipRuntime, open_device, open_hip
 from iq.runtime.dtypes import dtype_of
 from iq.runtime.hal import Hal
 from iq.runtime.library import Library, Provider
@@ -27,17 +27,17 @@ class Device:
     Every CPU device has threads of its own, as many as it was opened with; to change their number, open another device.
     """
 
-    def __init__(self, spec: str = "cpu", *, provider: Provider, threads: int | None = None) -> None:
-        """Open "cpu", "cuda", "cuda:N", "hip" or "hip:N".
+    def __init__(self, spec: str | HipRuntime = "cpu", *, provider: Provider, threads: int | None = None) -> None:
+        """Open "cpu", "cuda", "cuda:N", "hip" or "hip:N"; or the device of another HIP runtime than this machine's.
 
         provider: where kernels come from; asked at the first use of a kernel.
         threads: of a CPU device; 1 runs kernels in the calling thread, None is one for each core.
         Raises DeviceError when the device cannot be had; never opens another one instead.
         """
-        opened = open_device(spec, threads)
+        opened = open_hip(spec) if isinstance(spec, HipRuntime) else open_device(spec, threads)
         self.name = opened.name
         self.id = opened.id
-        self._hal = Hal(opened.hal, opened.bind)
+        self._hal = Hal(opened.hal, opened.bind, opened.failure)
         self.library = Library(self._hal, opened.id, opened.cpu_flags, provider)
 
     def __repr__(self) -> str:

@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from iree.runtime import HalDevice
@@ -31,6 +31,7 @@ class Opened:
 
     name: in full ("cuda:0"). id: what artifacts are matched against. cpu_flags: of /proc/cpuinfo, empty for GPUs.
     bind: makes the device the calling thread's own, which CUDA needs of every thread before each call.
+    failure: why a call failed, where the device can say more than IREE's status does (see HipRuntime).
     """
 
     name: str
@@ -38,6 +39,21 @@ class Opened:
     id: DeviceId
     cpu_flags: frozenset[str] = frozenset()
     bind: Callable[[], None] = lambda: None
+    failure: Callable[[], BaseException | None] = lambda: None
+
+
+@dataclass(frozen=True)
+class HipRuntime:
+    """A HIP runtime other than this machine's own, and the device of it to open.
+
+    name: of the device. library: what IREE loads for libamdhip64. index: the device's number in it.
+    failure: why calls failed: the first error since it was last asked, None where there was none.
+    """
+
+    name: str
+    library: Path
+    index: int
+    failure: Callable[[], BaseException | None]
 
 
 def open_device(spec: str, threads: int | None) -> Opened:
@@ -54,7 +70,14 @@ def open_device(spec: str, threads: int | None) -> Opened:
         return _open_cpu(threads)
     if threads is not None:
         raise DeviceError(f"threads={threads} is for the device cpu, not for {spec}")
-    return _open_gpu(driver, int(index or 0))
+    return _open_gpu(driver, int(index or 0), f"{driver}:{int(index or 0)}", hip_library.search_path(os.environ))
+
+
+def open_hip(runtime: HipRuntime) -> Opened:
+    """Open a device of another HIP runtime. Raises DeviceError."""
+    # Without caching, what a temporary's memory held is not there for the next one, and its use after the end shows.
+    opened = _open_gpu("hip", runtime.index, runtime.name, f"file:{runtime.library}", caching=False)
+    return replace(opened, failure=runtime.failure)
 
 
 def _open_cpu(threads: int | None) -> Opened:
@@ -77,10 +100,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(flags[1].split()) if flags else frozenset()
 
 
-def _open_gpu(driver_name: str, index: int) -> Opened:
-    spec = f"{driver_name}:{index}"
+def _open_gpu(driver_name: str, index: int, spec: str, hip_path: str, caching: bool = True) -> Opened:
+    """caching: whether IREE's hip driver keeps the memory of kernels' temporaries for later ones."""
     try:
-        with _PROCESS_SETTINGS, _hip_search_path() if driver_name == "hip" else nullcontext():
+        with _PROCESS_SETTINGS, _hip_search_path(hip_path) if driver_name == "hip" else nullcontext():
+            parse_flags(f"--hip_async_caching={str(caching).lower()}")
             driver = create_hal_driver(driver_name)
         devices = driver.query_available_devices()
     except Exception as error:  # IREE's statuses come as various built-in exceptions
@@ -124,10 +148,10 @@ def _identify(driver_name: str, info: str) -> DeviceId:
 
 
 @contextmanager
-def _hip_search_path() -> Iterator[None]:
+def _hip_search_path(path: str) -> Iterator[None]:
     """IREE's environment variable for libamdhip64, set while the hip driver is made."""
     before = os.environ.get(hip_library.VARIABLE)
-    os.environ[hip_library.VARIABLE] = hip_library.search_path(os.environ)
+    os.environ[hip_library.VARIABLE] = path
     try:
         yield
     finally:

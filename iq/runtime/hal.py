@@ -5,7 +5,8 @@ Everything that goes through IREE's virtual machine or its queues is here; the r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from iree.runtime import (
 )
 from numpy.typing import NDArray
 
-from iq.errors import DeviceError
+from iq.errors import DeviceError, IqError
 
 _DEVICE_MEMORY = int(MemoryType.DEVICE_LOCAL)
 _STAGING_MEMORY = int(MemoryType.HOST_LOCAL) | int(MemoryType.DEVICE_VISIBLE) | int(MemoryType.HOST_CACHED)
@@ -47,33 +48,51 @@ class Module:
 
     def invoke(self, function: VmFunction, arguments: VmVariantList, results: VmVariantList) -> None:
         """Call a function. Returns when it is done."""
-        self._hal.bind()
-        self._context.invoke(function, arguments, results)
+        try:
+            with self._hal.calling():
+                self._context.invoke(function, arguments, results)
+        finally:
+            del arguments, results  # IREE crashes on arguments that a traceback has kept until after the device
 
 
 class Hal:
     """An opened HAL device. Safe to use from several threads.
 
     bind: makes the device the calling thread's own; to be called before anything that reaches its driver.
+    failure: why a call failed, or None (see iq.runtime.drivers.HipRuntime).
     """
 
-    def __init__(self, device: HalDevice, bind: Callable[[], None]) -> None:
+    def __init__(self, device: HalDevice, bind: Callable[[], None], failure: Callable[[], BaseException | None] = lambda: None) -> None:
         self._device = device
         self.bind = bind
+        self._failure = failure
         self._instance = VmInstance()
         self._module = create_hal_module(self._instance, device)
         # IREE's Python API cannot take a part of a buffer, but the HAL module that compiled code calls can, and it can be called from here.
         self._context = VmContext(self._instance, [self._module])
         self._subspan = self._module.lookup_function("buffer.subspan")
 
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Around what reaches the driver: binds the device, and raises what the device says went wrong, if it says anything."""
+        self.bind()
+        try:
+            yield
+        except Exception as error:
+            if failure := self._failure():
+                raise failure from error
+            raise
+        if failure := self._failure():  # IREE ignores some errors, of hipFree for one
+            raise failure
+
     def load(self, source: Path | memoryview) -> Module:
         """Load a vmfb. Files and aligned memory are used in place, other memory is copied."""
-        self.bind()
-        if isinstance(source, Path):
-            module = VmModule.mmap(self._instance, str(source))
-        else:
-            module = VmModule.from_buffer(self._instance, source, warn_if_copy=False)
-        return Module(self, VmContext(self._instance, [self._module, module]), module)
+        with self.calling():
+            if isinstance(source, Path):
+                module = VmModule.mmap(self._instance, str(source))
+            else:
+                module = VmModule.from_buffer(self._instance, source, warn_if_copy=False)
+            return Module(self, VmContext(self._instance, [self._module, module]), module)
 
     def allocate(self, nbytes: int) -> HalBuffer:
         """Uninitialised memory on the device. Raises DeviceError when it cannot be had."""
@@ -84,9 +103,11 @@ class Hal:
         return self._allocate(_STAGING_MEMORY, _MAPPED_USAGE, nbytes)
 
     def _allocate(self, memory_type: int, usage: int, nbytes: int) -> HalBuffer:
-        self.bind()
         try:
-            return self._device.allocator.allocate_buffer(memory_type, usage, nbytes)
+            with self.calling():
+                return self._device.allocator.allocate_buffer(memory_type, usage, nbytes)
+        except IqError:
+            raise
         except Exception as error:  # IREE's statuses come as various built-in exceptions
             raise DeviceError(f"the device cannot allocate {nbytes} bytes: {error}") from error
 
@@ -105,19 +126,19 @@ class Hal:
 
     def copy(self, source: HalBuffer, source_offset: int, target: HalBuffer, target_offset: int, nbytes: int) -> None:
         """Copy bytes between buffers that the device can address. Returns when it is done."""
-        self.bind()
-        commands = HalCommandBuffer(self._device)
-        commands.copy(source, target, source_offset, target_offset, nbytes, end=True)
-        self._execute(commands)
+        self._execute(lambda commands: commands.copy(source, target, source_offset, target_offset, nbytes, end=True))
 
     def fill_zero(self, buffer: HalBuffer, offset: int, nbytes: int) -> None:
         """Make bytes of a buffer zero. Returns when it is done."""
-        self.bind()
-        commands = HalCommandBuffer(self._device)
-        commands.fill(buffer, b"\0", offset, nbytes, end=True)
-        self._execute(commands)
+        self._execute(lambda commands: commands.fill(buffer, b"\0", offset, nbytes, end=True))
 
-    def _execute(self, commands: HalCommandBuffer) -> None:
-        done = self._device.create_semaphore(0)
-        self._device.queue_execute(commands, [], [(done, 1)])  # one, whatever its parameter is called
-        done.wait(1)
+    def _execute(self, record: Callable[[HalCommandBuffer], object]) -> None:
+        with self.calling():
+            commands = HalCommandBuffer(self._device)
+            try:
+                record(commands)
+                done = self._device.create_semaphore(0)
+                self._device.queue_execute(commands, [], [(done, 1)])  # one, whatever its parameter is called
+                done.wait(1)
+            finally:
+                del commands  # IREE crashes on commands that a traceback has kept until after the device

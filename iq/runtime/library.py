@@ -9,7 +9,7 @@ from typing import Protocol
 
 from iree.runtime import VmFunction, VmVariantList
 
-from iq.errors import BytecodeError, DeviceError, NoKernelError
+from iq.errors import BytecodeError, DeviceError, IqError, NoKernelError
 from iq.ops import KernelSpec
 from iq.runtime.arrays import check_sizes
 from iq.runtime.buffer import Buffer
@@ -45,7 +45,7 @@ class Kernel:
         """Run it on inputs, sizes by name, and the buffers that results land in (see `iq.ops.Op`). Returns when it is done.
 
         The caller has checked dtypes and lengths. Raises LayoutError for a misaligned buffer, ShapeError for a size over 31 bits,
-        DeviceError when the device fails.
+        DeviceError when the device fails, or what an emulated device failed for.
         """
         check_sizes(self.key, **sizes)
         arguments, results = VmVariantList(len(inputs) + len(sizes) + len(outputs)), VmVariantList(len(outputs))
@@ -57,8 +57,12 @@ class Kernel:
             arguments.push_ref(buffer.argument())
         try:
             self._module.invoke(self._function, arguments, results)
+        except IqError:
+            raise
         except Exception as error:  # IREE's statuses come as various built-in exceptions
             raise DeviceError(f"{self.key} failed: {error}") from error
+        finally:
+            del arguments, results  # IREE crashes on arguments that a traceback has kept until after the device
 
 
 class Library:
@@ -95,6 +99,8 @@ class Library:
             source = self._provider.module(self.target, spec.format)
             try:
                 module = self._modules[spec.format] = self._hal.load(source)
+            except IqError:
+                raise
             except Exception as error:  # IREE's statuses come as various built-in exceptions
                 where = source if isinstance(source, Path) else f"{spec.format} module"
                 raise BytecodeError(f"IREE cannot load the {self.target.id} kernels of {where} on {self._device}: {error}") from error

@@ -1,0 +1,225 @@
+"""Small calls of every kernel, with the edges where kernels go wrong, and what is held against each result.
+
+Sizes are no multiples of anything that a kernel tiles by, except of the format's own block: rows, columns and row lengths have tails.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iq import formats
+from iq.emulator import references
+from iq.emulator.references import Array
+from iq.formats import FORMATS, Format
+from iq.ops import KernelSpec
+from iq.targets import Target
+
+
+@dataclass(frozen=True)
+class Check:
+    """A measured error and what it may be."""
+
+    measure: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """NaN does not pass."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of a kernel.
+
+    name: what is special about it. inputs: arrays. sizes: by name. outputs: a shape and an element type each.
+    check: measures what the outputs came to hold. operations: multiplications and additions of a product, else 0.
+    """
+
+    name: str
+    inputs: tuple[Array, ...]
+    sizes: dict[str, int]
+    outputs: tuple[tuple[tuple[int, ...], str], ...]
+    check: Callable[[Sequence[Array]], list[Check]]
+    operations: int = 0
+
+
+def cases(spec: KernelSpec, target: Target) -> Iterator[Case]:
+    """The cases of a kernel; the same ones every time. Raises KeyError for an op that has none here."""
+    return _CASES[spec.op](spec, target, np.random.default_rng(zlib.crc32(spec.key.encode())))
+
+
+def _row_length(fmt: type[Format], at_least: int) -> int:
+    """A row length that kernels take: whole blocks, an odd number of them where that is no less than one."""
+    blocks = -(-at_least // fmt.weights())
+    return (blocks | 1) * fmt.weights()
+
+
+# ---- Weights as numbers: equal in every bit
+
+
+def _bits(want: Array, outputs: Sequence[Array]) -> list[Check]:
+    return [Check("elements with other bits", references.different_bits(outputs[0], want), 0)]
+
+
+def _dequantize(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    fmt = FORMATS[spec.format]
+    for name, n, k in (("one block", 1, fmt.weights()), ("random bytes", 37, _row_length(fmt, 600))):
+        packed = references.random_bytes(fmt, n, k, rng)
+        want = references.rounded(references.dequantized(fmt, packed), spec.variant)
+        sizes = {"blocks": n * k // fmt.weights()}
+        yield Case(f"{name}, {n} x {k}", (packed,), sizes, (((n, k), spec.variant),), partial(_bits, want))
+
+
+def _get_rows(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    fmt = FORMATS[spec.format]
+    n, k = 19, _row_length(fmt, 600)
+    packed = references.random_bytes(fmt, n, k, rng)
+    values = references.rounded(references.dequantized(fmt, packed), spec.variant)
+    for name, ids in (("one row", [n - 1]), ("first, last and repeated rows", [3, 0, n - 1, 3, 7, 1, 3])):
+        sizes = {"rows": len(ids), "blocks": k // fmt.weights()}
+        outputs = (((len(ids), k), spec.variant),)
+        yield Case(f"{name} of {n} x {k}", (packed, np.array(ids, np.int32)), sizes, outputs, partial(_bits, values[ids]))
+
+
+# ---- Products
+
+Row = NDArray[np.float32]
+
+
+def _with(at: int, value: float) -> Callable[[Row], Row]:
+    return lambda row: np.where(np.arange(row.size) == at % row.size, np.float32(value), row)
+
+
+# What becomes of a row of ordinary activations. The first ones have a defined product; the others must spoil their own row, and only that.
+_EDGE_ROWS: dict[str, Callable[[Row], Row]] = {
+    "zeros": lambda row: row * np.float32(0),
+    "tiny": lambda row: row * np.float32(1e-30),
+    "huge": lambda row: row * np.float32(1e30),
+    "outlier": _with(0, 1e6),  # f16 cannot hold it beside the others unless the row is scaled by it
+    "NaN": _with(-1, np.nan),
+    "inf": _with(0, np.inf),
+    "-inf": _with(100, -np.inf),
+}
+
+
+@dataclass(frozen=True)
+class _Model:
+    """How a product's activations are rounded, and how near the product must come to that model of it."""
+
+    name: str
+    rounded: Callable[[Row], NDArray[np.floating]]
+    tolerance: float
+
+
+_MODELS = {
+    "mul_mat_vec": _Model("q8_1 model", references.q8_1, references.Q8_1_MODEL_NMSE),
+    "mul_mat_q8_1": _Model("q8_1 model", references.q8_1, references.Q8_1_MODEL_NMSE),
+    "dequantize_mul_mat_vec": _Model("float64", lambda x: x, references.F32_NMSE),
+    "mul_mat_float": _Model("float64", lambda x: x, references.F16_NMSE),
+}
+
+
+def _product(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    """A fixed number of columns for a matvec, several for mul_mat."""
+    fmt, model = FORMATS[spec.format], _MODELS[spec.stages(target)[-1].kernel]
+    call = partial(_call, fmt, model, rng)
+    medium, one = _row_length(fmt, 352), fmt.weights()
+    if spec.variant.isdigit():
+        m = int(spec.variant)
+        yield call("several rows", m, 37, medium)
+        yield call("one row of one block", m, 1, max(one, 32))
+        yield call("long rows", m, 3, _row_length(fmt, 4200))  # more than a wave takes at once
+    else:
+        m = 2 * len(_EDGE_ROWS)
+        yield call("several tiles", 65, 131, medium)
+        yield call("one row", 9, 1, medium)
+        yield call("one block", 1, 5, max(one, 32))
+        yield call("long rows", 3, 3, _row_length(fmt, 1100))
+    edges = list(_EDGE_ROWS) * max(1, m // len(_EDGE_ROWS))
+    for at in range(0, len(edges), m):
+        yield call(", ".join(dict.fromkeys(edges[at : at + m])), m, 5, medium, edges[at : at + m])
+
+
+def _call(fmt: type[Format], model: _Model, rng: np.random.Generator, name: str, m: int, n: int, k: int, edges: Sequence[str] = ()) -> Case:
+    packed = references.random_weights(fmt, n, k, rng)
+    x = rng.standard_normal((m, k), dtype=np.float32)
+    for i, edge in enumerate(edges):
+        x[i] = _EDGE_ROWS[edge](x[i])
+    sizes = {"columns": m, "rows": n, "blocks": k // fmt.weights()}
+    check = partial(_check_product, model, x, references.dequantized(fmt, packed))
+    return Case(f"{name}: {m} x {k} times {n} x {k}", (packed, x), sizes, (((m, n), "f32"),), check, 2 * m * n * k)
+
+
+def _check_product(model: _Model, x: NDArray[np.float32], w: NDArray[np.float32], outputs: Sequence[Array]) -> list[Check]:
+    y = outputs[0]
+    finite = np.isfinite(x).all(axis=1)
+    # Row by row, else the rows of large activations would be all that counts.
+    errors = [
+        (references.mul_mat_nmse(got[None], model.rounded(row[None]), w), references.mul_mat_nmse(got[None], row[None], w))
+        for got, row in zip(y[finite], x[finite], strict=True)
+    ]
+    checks = []
+    if errors:
+        of_model, of_exact = np.max(errors, axis=0)
+        checks.append(Check(f"NMSE to the {model.name}, worst row", float(of_model), model.tolerance))
+        checks.append(Check("NMSE to float64, worst row", float(of_exact), references.MUL_MAT_NMSE))
+    if not finite.all():
+        checks.append(Check("finite results of NaN or infinite rows", float(np.isfinite(y[~finite]).sum()), 0))
+    return checks
+
+
+# ---- Activations: byte for byte as ggml
+
+
+def _activations(rng: np.random.Generator) -> Iterator[tuple[str, NDArray[np.float32], int]]:
+    """Names, activations, and the spans of 32 that their rows are padded to."""
+    for m, k, padding in ((1, 32, 32), (3, 256, 512), (2, 100, 128), (4, 16, 512), (1, 33, 64), (2, 4132, 64)):
+        x = rng.standard_normal((m, k), dtype=np.float32) * np.float32(10)
+        x[0, : min(k, 32)] = 0
+        x[-1, k // 2 :] *= np.float32(1e-20)
+        spans = -(-k // padding) * padding // 32
+        yield f"{m} x {k} padded to {spans * 32}", x, spans
+
+
+def _quantize_q8_1(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    fmt = FORMATS["q8_1"]
+    for name, x, spans in _activations(rng):
+        want = formats.quantize(np.pad(x, ((0, 0), (0, spans * 32 - x.shape[1]))), fmt.name).view(np.int8)
+        sizes = {"columns": x.shape[0], "k": x.shape[1], "spans": spans}
+        yield Case(name, (x,), sizes, (((x.shape[0], spans * fmt.type_size), "i8"),), partial(_bytes, (want,)))
+
+
+def _quantize_q8_1_soa(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    for name, x, spans in _activations(rng):
+        quants, d = references.q8_1_quants(np.pad(x, ((0, 0), (0, spans * 32 - x.shape[1]))))
+        halves = quants.reshape(*d.shape, 2, 16).sum(-1, dtype=np.int32)
+        sums = halves[..., 0] + 65536 * halves[..., 1]
+        pairs = np.stack([d.view(np.int32), sums], axis=-1)
+        m, sizes = x.shape[0], {"columns": x.shape[0], "k": x.shape[1], "spans": spans}
+        outputs = (((m, spans * 32), "i8"), ((m, spans * 8), "i8"))
+        want = (quants.reshape(m, -1), pairs.view(np.int8).reshape(m, -1))
+        yield Case(name, (x,), sizes, outputs, partial(_bytes, want))
+
+
+def _bytes(wants: tuple[Array, ...], outputs: Sequence[Array]) -> list[Check]:
+    different = sum(int((got != want).sum()) for got, want in zip(outputs, wants, strict=True))
+    return [Check("different bytes", different, 0)]
+
+
+_CASES: dict[str, Callable[[KernelSpec, Target, np.random.Generator], Iterator[Case]]] = {
+    "dequantize": _dequantize,
+    "get_rows": _get_rows,
+    "mul_mat_vec": _product,
+    "dequantize_mul_mat_vec": _product,
+    "mul_mat": _product,
+    "quantize_q8_1": _quantize_q8_1,
+    "quantize_q8_1_soa": _quantize_q8_1_soa,
+}

@@ -1,0 +1,59 @@
+"""The tables of the emulator's arithmetic hold every instruction of iq's own kernels."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from iq import codeobject
+from iq.compile.disassembly import Objdump
+from iq.compile.ondemand import CompileOnDemand
+from iq.emulator.alu import COMPARE, DOT, PACKED, SAVEEXEC, SCALAR, VECTOR, matrix
+from iq.formats import FORMATS
+from iq.targets import TARGETS, Target
+from iq.vmfb import Vmfb
+
+ROCM = [t for t in TARGETS.values() if t.family == "rocm"]
+# What the machine does itself: memory, control, and moving between lanes and registers.
+MACHINE = re.compile(
+    r"(global|flat|buffer|scratch|ds)_|s_(buffer_)?load|s_(c?branch|endpgm|barrier|wait|nop|delay_alu|clause|code_end|sendmsg|inst_prefetch"
+    r"|set_inst_prefetch|getpc|setpc|swappc|getreg|setreg|sleep|setprio|icache|dcache|denorm_mode|round_mode)"
+    r"|v_(readlane|readfirstlane|writelane|permlane\w+|swap_b\d+|pk_mov_b32|nop)"
+)
+
+
+def mnemonics(elf: bytes, objdump: Objdump) -> Iterator[str]:
+    with tempfile.NamedTemporaryFile(suffix=".elf") as file:
+        file.write(elf)
+        file.flush()
+        options = ["-d", "--no-show-raw-insn", "--mattr=+real-true16"]
+        listing = subprocess.run([objdump.executable, *options, file.name], capture_output=True, text=True, check=True).stdout
+    for line in listing.splitlines():
+        if line.startswith("\t"):
+            yield from (half.split()[0] for half in line.split("//")[0].split("::"))  # two of a dual issue
+
+
+def row_name(mnemonic: str) -> str:
+    """A mnemonic as the tables spell it."""
+    name = re.sub(r"(_e64)?(_e32|_e64|_dpp8|_dpp|_sdwa)$", "", mnemonic)
+    return name.replace("v_dual_", "v_").replace("v_cmpx_", "v_cmp_")
+
+
+@pytest.mark.parametrize("target", ROCM, ids=lambda t: t.id)
+def test_kernels_need_no_other_instruction(environment: object, target: Target) -> None:
+    objdump = Objdump.find()
+    if isinstance(objdump, str):
+        pytest.skip(objdump)
+    known = {*VECTOR, *COMPARE, *SCALAR, *SAVEEXEC, *PACKED, *DOT}
+    needed = set()
+    for fmt in FORMATS:
+        executables = Vmfb.parse(CompileOnDemand().module(target, fmt).read_bytes()).executables.values()
+        for elf in (elf for executable in executables for elf in codeobject.find(executable)):
+            needed |= {row_name(mnemonic) for mnemonic in mnemonics(elf, objdump)}
+    arithmetic = {name for name in needed if not MACHINE.match(name)}
+    assert len(arithmetic & known) > 60  # of about a hundred
+    assert {name for name in arithmetic - known if matrix(name, target.id, target.wave) is None} == set()
