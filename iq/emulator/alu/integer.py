@@ -174,12 +174,14 @@ def median(a: Array, b: Array, c: Array) -> Array:
     return np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
 
 
-def _add_carry(a: Array, b: Array, carry: Array | int = 0) -> tuple[Array, Array]:
+def add_carry(a: Array, b: Array, carry: Array | int = 0) -> tuple[Array, Array]:
+    """A sum in u32, and whether it carries."""
     total: Array = wide(a) + b + carry
     return total.astype(u32), total >> i64(32) != 0
 
 
-def _sub_carry(a: Array, b: Array, borrow: Array | int = 0) -> tuple[Array, Array]:
+def sub_borrow(a: Array, b: Array, borrow: Array | int = 0) -> tuple[Array, Array]:
+    """A difference in u32, and whether it borrows."""
     total: Array = wide(a) - b - borrow
     return total.astype(u32), total < 0
 
@@ -307,12 +309,12 @@ _ARITHMETIC: Mapping[str, Op] = {
     **{f"v_sub_{code}": clamping(code, lambda a, b: a - b) for code in ("u16", "i16", "u32", "i32")},
     **{f"v_subrev_{code}": clamping(code, lambda a, b: b - a) for code in ("u16", "u32")},
     "v_add3_u32": _ternary("u32", lambda a, b, c: a + b + c),
-    "v_add_co_u32": _carry(_add_carry, False),
-    "v_sub_co_u32": _carry(_sub_carry, False),
-    "v_subrev_co_u32": _carry(_sub_carry, False, reverse=True),
-    "v_addc_co_u32": _carry(_add_carry, True),
-    "v_subb_co_u32": _carry(_sub_carry, True),
-    "v_subbrev_co_u32": _carry(_sub_carry, True, reverse=True),
+    "v_add_co_u32": _carry(add_carry, False),
+    "v_sub_co_u32": _carry(sub_borrow, False),
+    "v_subrev_co_u32": _carry(sub_borrow, False, reverse=True),
+    "v_addc_co_u32": _carry(add_carry, True),
+    "v_subb_co_u32": _carry(sub_borrow, True),
+    "v_subbrev_co_u32": _carry(sub_borrow, True, reverse=True),
     "v_mul_lo_u16": _binary("u16", lambda a, b: a * b),
     "v_mul_lo_u32": _binary("u32", lambda a, b: a * b),
     "v_mul_hi_u32": _binary("u32", mul_hi_u32),

@@ -9,7 +9,7 @@ import numpy as np
 
 from iq.emulator.alu import integer
 from iq.emulator.alu.compare import COMPARE
-from iq.emulator.alu.integer import left, right, wide, with_names
+from iq.emulator.alu.integer import add_carry, left, right, sub_borrow, wide, with_names
 from iq.emulator.alu.types import SCALAR_TYPES, Array, Function, Mode, Op
 from iq.emulator.alu.vector import VECTOR
 
@@ -44,16 +44,6 @@ def _wrapped(row: Op, around: Callable[[Function], Function], result: str, sourc
         return around(row.bind(mode))
 
     return replace(row, result=result, sources=sources, function=under, moded=True, saturating=None, keeps=False)
-
-
-def _add(a: Array, b: Array, carry: Array | int = 0) -> tuple[Array, Array]:
-    total: Array = wide(a) + b + carry
-    return total.astype(u32), total >> i64(32) != 0
-
-
-def _sub(a: Array, b: Array, borrow: Array | int = 0) -> tuple[Array, Array]:
-    total: Array = wide(a) - b - borrow
-    return total.astype(u32), total < 0
 
 
 def _signed(exact: Array) -> tuple[Array, Array]:
@@ -210,10 +200,10 @@ def _bits(size: int) -> dict[str, Op]:
 
 
 _ARITHMETIC: Mapping[str, Op] = {
-    "s_add_u32": Op("u32", ("u32", "u32"), _add),
-    "s_sub_u32": Op("u32", ("u32", "u32"), _sub),
-    "s_addc_u32": Op("u32", ("u32", "u32", "scc"), _add),
-    "s_subb_u32": Op("u32", ("u32", "u32", "scc"), _sub),
+    "s_add_u32": Op("u32", ("u32", "u32"), add_carry),
+    "s_sub_u32": Op("u32", ("u32", "u32"), sub_borrow),
+    "s_addc_u32": Op("u32", ("u32", "u32", "scc"), add_carry),
+    "s_subb_u32": Op("u32", ("u32", "u32", "scc"), sub_borrow),
     "s_add_i32": Op("i32", ("i32", "i32"), lambda a, b: _signed(wide(a) + b)),
     "s_sub_i32": Op("i32", ("i32", "i32"), lambda a, b: _signed(wide(a) - b)),
     "s_add_nc_u64": Op("u64", ("u64", "u64"), _leaves(lambda a, b: a + b)),
