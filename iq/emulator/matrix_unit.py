@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from iq.emulator import operands
 from iq.emulator.alu import MatrixOp, MatrixOperandError, Modifiers
@@ -22,7 +26,8 @@ def multiply(instruction: Instruction, op: MatrixOp, target: Target) -> Step:
     modifiers = Modifiers(neg_lo, neg_hi, op_sel, "clamp" in instruction.modifiers)
     if destination.kind != "v" or destination.count != op.registers_d:
         raise instruction.unknown(f"destination {destination.text}")
-    read_a, read_b = (_registers(instruction, o, n) for o, n in ((a, op.registers_a), (b, op.registers_b)))
+    rows = _source(instruction, a, op.registers_a, lambda registers: op.rows(registers, modifiers), f"A {modifiers}")
+    columns = _source(instruction, b, op.registers_b, lambda registers: op.columns(registers, modifiers), f"B {modifiers}")
     read_c, read_old = (_registers(instruction, o, op.registers_d, op.d) for o in (c, destination))
     register = destination.register
 
@@ -30,13 +35,26 @@ def multiply(instruction: Instruction, op: MatrixOp, target: Target) -> Step:
         if wmma and waves.active() is not None:
             raise instruction.unknown("WMMA with inactive lanes")
         try:
-            result = op(_stacked(waves, read_a), _stacked(waves, read_b), _stacked(waves, read_c), _stacked(waves, read_old), modifiers)
+            left, right = rows(waves), columns(waves)
         except MatrixOperandError as error:
             raise EmulationError(str(error)) from error
+        old = _stacked(waves, read_old) if op.spread_d else None
+        result = op.multiply(left, right, _stacked(waves, read_c), modifiers, old)
         for k in range(op.registers_d):
-            waves.write_vector(register + k, np.ascontiguousarray(result[..., k]), None)
+            waves.write_vector(register + k, result[:, k], None)
 
     return step
+
+
+def _source(
+    instruction: Instruction, operand: Operand, count: int, convert: Callable[[Words], NDArray[Any]], name: str
+) -> Callable[[Waves], NDArray[Any]]:
+    """A or B as a matrix. Tiles multiply each several times, so a conversion is kept while the registers stay as they are."""
+    readers = _registers(instruction, operand, count)
+    if operands.is_constant(operand):
+        return lambda waves: convert(_stacked(waves, readers))
+    key = f"{instruction.mnemonic} {name}"
+    return lambda waves: waves.derived(key, operand.register, count, lambda: convert(_stacked(waves, readers)))
 
 
 def _three(instruction: Instruction, modifier: str) -> tuple[int, int, int]:
@@ -57,8 +75,8 @@ def _registers(instruction: Instruction, operand: Operand, count: int, code: str
 
 
 def _stacked(waves: Waves, readers: list[Reader]) -> Words:
-    """[waves, lanes, registers]."""
-    words = np.empty((waves.count, waves.lanes, len(readers)), np.uint32)
+    """[waves, registers, lanes]."""
+    words = np.empty((waves.count, len(readers), waves.lanes), np.uint32)
     for k, read in enumerate(readers):
-        words[..., k] = read(waves)
+        words[:, k] = read(waves)
     return words

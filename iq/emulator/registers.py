@@ -7,6 +7,7 @@ exception, writing few waves into a big array, first makes a copy that nobody el
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ class Waves:
         # Lane masks and pairs as they were last written or read: valid while the registers hold the very arrays they came from.
         self._masks: dict[int, tuple[Words, Words, Indices | None, Mask]] = {}
         self._active: tuple[Words | None, Words | None, Indices | None, Mask | None] = (None, None, None, None)
+        self._derived: dict[tuple[str, int], tuple[list[Words], NDArray[Any]]] = {}
         # The low byte of MODE for each wave, and as the chosen waves have it: they are chosen so that they agree.
         self._modes: NDArray[np.uint8] = np.zeros(total, np.uint8)
         self.modes_differ = False
@@ -227,6 +229,19 @@ class Waves:
             self._own[register] = 0
             return value
         return value[self.chosen]
+
+    def derived(self, key: str, register: int, count: int, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """What `compute` makes of vector registers, under a name for how; kept while they hold the same arrays. Not to be written to."""
+        if self.chosen is not None:
+            return compute()
+        known = self._derived.get((key, register))
+        # Read, so that they count as shared and a later write to some rows replaces the array.
+        arrays = [self.vector(register + k) for k in range(count)]
+        if known and all(now is then for now, then in zip(arrays, known[0], strict=True)):
+            return known[1]
+        value = compute()
+        self._derived[key, register] = arrays, value
+        return value
 
     def write_vector(self, register: int, value: Words, mask: Mask | None) -> None:
         """Write a vector register where `mask` (None: everywhere); `value` broadcasts to [count, lanes]."""

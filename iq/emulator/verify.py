@@ -33,7 +33,7 @@ from iq.targets import Target, parse_targets
 HOW = "Executed under ISA emulation, not validated on hardware."
 APPROXIMATIONS = (
     "Reciprocals, roots, exponentials, logarithms, sines: rounded correctly; hardware is off by an ulp or so.",
-    "MFMA and WMMA: products are added up in f32 in the order of k; hardware's order and internal precision are not documented.",
+    "MFMA and WMMA: products and C are added up in f64 and rounded once; hardware's order and internal precision are not documented.",
     "No timing: s_waitcnt, s_delay_alu and the waits between dependent instructions do nothing, so one that is missing does not show.",
     "Memory is coherent and without caches; waves run one instruction at a time, in an order drawn at random.",
 )

@@ -1,26 +1,29 @@
 """Matrix instructions: MFMA (gfx908, gfx90a, gfx942, gfx950) and WMMA (gfx11, gfx12): D = A B + C over the registers of a whole wave.
 
 A row of the tables knows where the elements lie ("Matrix arithmetic instructions" in the CDNA3 ISA, "Wave matrix" in RDNA3 and RDNA4).
-Lanes below are l, registers r, elements within a lane e, in the order of registers and, inside one, from its lowest bits.
+Elements of a lane count in the order of its registers and, inside one, from its lowest bits.
 
-Approximate: a float sum starts from C and adds the products in the order of k, rounded to f32 each time (f64 in f64); with a 16-bit
-result it is rounded to that at the end. The hardware's order and inner width are not documented. Integers are exact.
+Approximate: float products and C are added up in float64, and the sum is rounded once to the result's type. The hardware's order and inner
+width are not documented. Integers are exact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from iq.emulator.alu.floats import flush, fma32, fma64
+from iq.emulator.alu.floats import flush
 from iq.emulator.alu.types import SCALAR_TYPES, Array
 from iq.errors import IqError
 
-Registers = NDArray[np.uint32]  # [waves, lanes, registers]
+Indices = NDArray[np.intp]
+Registers = NDArray[np.uint32]  # [waves, registers, lanes]
 
 # 8-bit floats: gfx942 has the "fnuz" ones, later processors those of the Open Compute Project. bf8 is e5m2.
 _FNUZ = {"fp8": np.dtype(ml_dtypes.float8_e4m3fnuz), "bf8": np.dtype(ml_dtypes.float8_e5m2fnuz)}
@@ -52,15 +55,14 @@ class Modifiers:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where elements lie: each array [..., 2] of (lane, element in the lane).
+    """Where elements lie: arrays [..., 2] of (lane, element in the lane).
 
-    a: [blocks, M, K]; b: [blocks, K, N]; d (and C): [blocks, M, N].
-    copies: lanes l and l % copies have to hold the same A and B; 0 where every lane holds its own.
+    source: [blocks, M, K], of A; B has its columns where A has its rows. result: [blocks, M], the first column of D (and C); the others
+    are in the lanes that follow. copies: lanes l and l % copies have to hold the same A and B; 0 where every lane holds its own.
     """
 
-    a: NDArray[np.intp]
-    b: NDArray[np.intp]
-    d: NDArray[np.intp]
+    source: NDArray[np.intp]
+    result: NDArray[np.intp]
     copies: int = 0
 
 
@@ -68,9 +70,9 @@ class Layout:
 class MatrixOp:
     """One matrix instruction of a processor.
 
-    a, b, d: element types (C's is D's). registers_a, registers_b, registers_d: 32-bit registers a lane gives. spread_d: 16-bit elements of
-    C and D take a register each, in the half that op_sel names (gfx11). flush: with f16
-    and bf16 sources, denormals become zero, in C and D as well (gfx90a; PyTorch's notes on numerical accuracy, MI200).
+    a, b, d: element types (C's is D's). registers_a, registers_b, registers_d: 32-bit registers a lane gives; lanes: how many lanes.
+    spread_d: 16-bit elements of C and D take a register each, in the half that op_sel names (gfx11). flush: with f16 and bf16 sources,
+    denormals become zero, in C and D as well (gfx90a; PyTorch's notes on numerical accuracy, MI200).
     """
 
     a: str
@@ -80,99 +82,147 @@ class MatrixOp:
     registers_a: int
     registers_b: int
     registers_d: int
+    lanes: int = 64
     spread_d: bool = False
     flush: bool = False
     small_floats: Mapping[str, np.dtype[np.generic]] | None = None
 
-    def __call__(self, a: Registers, b: Registers, c: Registers, old: Registers, modifiers: Modifiers = Modifiers()) -> Registers:
-        """D's registers. `old`: what D's registers hold before, for the halves that a gfx11 f16 result leaves alone."""
-        if self.layout.copies:
-            self._require_copies(a, b)
-        if len(a) > _TOGETHER:
-            parts = [slice(at, at + _TOGETHER) for at in range(0, len(a), _TOGETHER)]
-            return np.concatenate([self(a[p], b[p], c[p], old[p], modifiers) for p in parts])
-        left = _gathered(self._elements(a, self.a, modifiers, 0), self.layout.a)
-        right = _gathered(self._elements(b, self.b, modifiers, 1), self.layout.b)
-        sums = _gathered(self._sums_in(c, modifiers), self.layout.d)
-        return self._sums_out(self._multiply(left, right, sums, modifiers.clamp), old, modifiers)
+    def __call__(
+        self, a: Registers, b: Registers, c: Registers, modifiers: Modifiers = Modifiers(), old: Registers | None = None
+    ) -> Registers:
+        """D's registers. `old`: what D's registers hold before, for the halves that a spread result leaves alone."""
+        return self.multiply(self.rows(a, modifiers), self.columns(b, modifiers), c, modifiers, old)
+
+    def rows(self, a: Registers, modifiers: Modifiers) -> Array:
+        """A as numbers whose products and sums are exact or nearly so: [waves, blocks, M, K]."""
+        return self._by_parts(lambda part: self._source(part, self.a, modifiers, 0), a)
+
+    def columns(self, b: Registers, modifiers: Modifiers) -> Array:
+        """B likewise: [waves, blocks, K, N]."""
+        return self._by_parts(lambda part: np.ascontiguousarray(self._source(part, self.b, modifiers, 1).swapaxes(2, 3)), b)
+
+    def multiply(self, rows: Array, columns: Array, c: Registers, modifiers: Modifiers, old: Registers | None) -> Registers:
+        """D's registers, from what `rows` and `columns` made of A and B."""
+
+        def part(rows: Array, columns: Array, c: Registers, *old: Registers) -> Registers:
+            sums = self._sums(np.matmul(rows, columns), self._addends(c, modifiers), modifiers.clamp)
+            return self._results(sums, modifiers, *old)
+
+        return self._by_parts(part, rows, columns, c, *([] if old is None else [old]))
+
+    @staticmethod
+    def _by_parts(function: Callable[..., Array], *arrays: Array) -> Array:
+        """A function of arrays [waves, ...], some waves at a time."""
+        waves = len(arrays[0])
+        if waves <= _TOGETHER:
+            return function(*arrays)
+        return np.concatenate([function(*(x[at : at + _TOGETHER] for x in arrays)) for at in range(0, waves, _TOGETHER)])
 
     @property
     def flushes(self) -> bool:
         """Whether denormals become zero."""
         return self.flush and self.a in _SMALLEST
 
-    def _require_copies(self, *operands: Registers) -> None:
-        for x in operands:
-            first = x[:, : self.layout.copies]
-            if any((x[:, at : at + self.layout.copies] != first).any() for at in range(self.layout.copies, x.shape[1], self.layout.copies)):
-                raise MatrixOperandError(f"lanes {self.layout.copies} and up must hold copies of the lanes below in A and B of this WMMA")
+    @cached_property
+    def _source_words(self) -> Indices:
+        """Where among the words of a wave's registers those of A lie, and of B transposed: [blocks, M, words of a row]."""
+        per_word = max(32 // _ELEMENT_BITS[self.a], 1)
+        lane, element = np.moveaxis(self.layout.source[:, :, ::per_word], -1, 0)
+        words: Indices = element // per_word * self.lanes + lane
+        return words
 
-    def _elements(self, registers: Registers, code: str, modifiers: Modifiers, operand: int) -> Array:
-        """A lane's elements on the last axis."""
-        x = np.ascontiguousarray(registers)
+    @cached_property
+    def _result_rows(self) -> Indices:
+        """Where the rows of D lie, block by block, when the lanes' elements [elements, lanes] are cut into rows."""
+        lane, element = np.moveaxis(self.layout.result, -1, 0)
+        rows: Indices = (element * self.lanes + lane) // self.layout.result.shape[1]
+        return rows.ravel()
+
+    @cached_property
+    def _result_order(self) -> Indices:
+        """The reverse of `_result_rows`."""
+        return np.argsort(self._result_rows)
+
+    def _require_copies(self, registers: Registers) -> None:
+        copies = self.layout.copies
+        by_copy = registers.reshape(*registers.shape[:2], -1, copies)
+        if (by_copy[:, :, 1:] != by_copy[:, :, :1]).any():
+            raise MatrixOperandError(f"lanes {copies} and up must hold copies of the lanes below in A and B of this WMMA")
+
+    def _source(self, registers: Registers, code: str, modifiers: Modifiers, operand: int) -> Array:
+        """A, or B transposed."""
+        if self.layout.copies:
+            self._require_copies(registers)
         low, high = modifiers.neg_lo[operand], modifiers.neg_hi[operand]
+        words = _lane_elements(registers, np.dtype(np.uint64) if _ELEMENT_BITS[code] == 64 else np.dtype(np.uint32))
+        words = words.reshape(len(registers), -1).take(self._source_words, axis=1)
         if code == "iu4":
-            nibbles = ((x[..., None] >> np.arange(0, 32, 4, dtype=np.uint32)) & np.uint32(15)).reshape(*x.shape[:2], -1).astype(np.int8)
-            return (nibbles ^ 8) - 8 if low else nibbles
-        if code == "iu8":
-            return x.view(np.int8 if low else np.uint8)
-        if _ELEMENT_BITS[code] == 16:
-            x = x ^ np.uint32(0x8000 * low | 0x80000000 * high)
-        dtype = (self.small_floats or {}).get(code) or SCALAR_TYPES[code]
-        elements: Array = x.view(dtype)
-        return np.where(np.abs(elements.astype(np.float32)) < _SMALLEST[code], dtype.type(0), elements) if self.flushes else elements
+            nibbles = ((words[..., None] >> np.arange(0, 32, 4, dtype=np.uint32)) & np.uint32(15)).astype(np.int8)
+            return ((nibbles ^ 8) - 8 if low else nibbles).reshape(*words.shape[:-1], -1).astype(np.float32)
+        if self.d == "i32":
+            # The sum of at most 64 products of 8 bits is exact in f32.
+            return words.view(np.int8 if low or code == "i8" else np.uint8).astype(np.float32)
+        if _ELEMENT_BITS[code] == 16 and (low or high):
+            words = words ^ np.uint32(0x8000 * low | 0x80000000 * high)
+        elements = words.view((self.small_floats or {}).get(code) or SCALAR_TYPES[code]).astype(np.float64)
+        return np.where(np.abs(elements) < _SMALLEST[code], 0, elements) if self.flushes else elements
 
-    def _sums_in(self, c: Registers, modifiers: Modifiers) -> Array:
+    def _addends(self, c: Registers, modifiers: Modifiers) -> Array:
+        """C: [waves, blocks, M, N]."""
         dtype = SCALAR_TYPES[self.d]
         if self.spread_d:
-            c = c >> np.uint32(16 * modifiers.op_sel[2])
-            sums: Array = c.astype(np.uint16).view(dtype)
+            sums: Array = (c >> np.uint32(16 * modifiers.op_sel[2])).astype(np.uint16).view(dtype)
         else:
-            sums = np.ascontiguousarray(c).view(dtype)
+            sums = _lane_elements(c, dtype)
+        blocks, side = self.layout.result.shape[:2]
+        sums = sums.reshape(len(c), -1, side).take(self._result_rows, axis=1).reshape(len(c), blocks, side, side)
         if dtype.kind != "i":
             sums = np.abs(sums) if modifiers.neg_hi[2] else sums
             sums = -sums if modifiers.neg_lo[2] else sums
         return flush(sums) if self.flushes else sums
 
-    def _sums_out(self, sums: Array, old: Registers, modifiers: Modifiers) -> Registers:
-        waves, lanes = old.shape[:2]
-        per_lane = sums[0].size // lanes
-        order = np.argsort((self.layout.d[..., 0] * per_lane + self.layout.d[..., 1]).ravel())
-        d = sums.reshape(waves, -1).take(order, axis=1).reshape(waves, lanes, per_lane)
+    def _sums(self, products: Array, c: Array, clamp: bool) -> Array:
+        """D of the sums of products."""
+        if self.d == "i32":
+            exact: Array = products.astype(np.int64) + c
+            return (np.clip(exact, -(2**31), 2**31 - 1) if clamp else exact).astype(np.int32)
+        result: Array = (products + c).astype(SCALAR_TYPES[self.d])
+        return flush(result) if self.flushes else result
+
+    def _results(self, sums: Array, modifiers: Modifiers, old: Registers | None = None) -> Registers:
+        """D's registers."""
+        side = sums.shape[-1]
+        elements = sums.reshape(len(sums), -1, side).take(self._result_order, axis=1).reshape(len(sums), -1, self.lanes)
         if not self.spread_d:
-            return d.view(np.uint32)
+            return _registers_of(elements)
+        assert old is not None
         shift = np.uint32(16 * modifiers.op_sel[2])
-        halves: Registers = d.view(np.uint16).astype(np.uint32) << shift
+        halves: Registers = elements.view(np.uint16).astype(np.uint32) << shift
         return halves | (old & ~(np.uint32(0xFFFF) << shift))
 
-    def _multiply(self, a: Array, b: Array, c: Array, clamp: bool) -> Array:
-        """a [waves, blocks, M, K], b [waves, blocks, K, N], c [waves, blocks, M, N]."""
-        if self.d == "i32":
-            # Sums of at most 64 products of 8 bits are exact in f32.
-            exact: Array = np.matmul(a.astype(np.float32), b.astype(np.float32)).astype(np.int64) + c
-            exact = np.clip(exact, -(2**31), 2**31 - 1) if clamp else exact
-            return exact.astype(np.int32)
-        wide = np.float64 if self.d == "f64" else np.float32
-        total = c.astype(wide)
-        # k first, so that each step reads memory in order
-        columns = np.ascontiguousarray(np.moveaxis(a, -1, 0), wide)[..., :, None]
-        rows = np.ascontiguousarray(np.moveaxis(b, -2, 0), wide)[..., None, :]
-        for column, row in zip(columns, rows, strict=True):
-            if self.d == "f64":
-                total = fma64(column, row, total)
-            elif self.a == "f32":
-                total = fma32(column, row, total)
-            else:
-                total = total + column * row  # the product of two narrower floats is exact
-        result: Array = (flush(total) if self.flushes else total).astype(SCALAR_TYPES[self.d])
-        return result
+
+def _lane_elements(registers: Registers, dtype: np.dtype[Any]) -> Array:
+    """Registers as elements of 16, 32 or 64 bits: [waves, elements of a lane, lanes]."""
+    waves, count, lanes = registers.shape
+    if dtype.itemsize == 4:
+        return np.ascontiguousarray(registers).view(dtype)
+    if dtype.itemsize == 8:
+        pairs = registers.reshape(waves, count // 2, 2, lanes).swapaxes(2, 3)
+        return np.ascontiguousarray(pairs).view(dtype)[..., 0]
+    halves = np.ascontiguousarray(registers).view(dtype).reshape(waves, count, lanes, 2).swapaxes(2, 3)
+    return np.ascontiguousarray(halves).reshape(waves, 2 * count, lanes)
 
 
-def _gathered(elements: Array, places: NDArray[np.intp]) -> Array:
-    """A matrix [waves, ...] from the lanes' elements [waves, lanes, elements]."""
-    flat = places[..., 0] * elements.shape[2] + places[..., 1]
-    matrices: Array = elements.reshape(elements.shape[0], -1).take(flat, axis=1)
-    return matrices
+def _registers_of(elements: Array) -> Registers:
+    """The reverse of `_lane_elements`."""
+    waves, count, lanes = elements.shape
+    if elements.itemsize == 4:
+        return elements.view(np.uint32)
+    if elements.itemsize == 8:
+        words = elements.view(np.uint32).reshape(waves, count, lanes, 2).swapaxes(2, 3)
+        return np.ascontiguousarray(words).reshape(waves, 2 * count, lanes)
+    pairs = elements.reshape(waves, count // 2, 2, lanes).swapaxes(2, 3)
+    return np.ascontiguousarray(pairs).view(np.uint32)[..., 0]
 
 
 def _indices(*shape: int) -> tuple[NDArray[np.intp], ...]:
@@ -185,39 +235,35 @@ def _pairs(lane: Array, element: Array) -> NDArray[np.intp]:
 
 def _mfma_layout(side: int, k: int, blocks: int, double: bool) -> Layout:
     """A's row i (B's column) of block b: element k lies in lane i + side (b + blocks (k // per_lane)), `per_lane` of them in a lane.
-    D's column is l % side; its rows: four to a lane, then the next lanes; f64: one to a lane."""
+    D's column is l % side of a lane l; its rows: four to a lane, then the next lanes; f64: one to a lane."""
     per_lane = side * k * blocks // 64
     b, i, kk = _indices(blocks, side, k)
-    a = _pairs(i + side * (b + blocks * (kk // per_lane)), kk % per_lane)
-    b, row, column = _indices(blocks, side, side)
+    source = _pairs(i + side * (b + blocks * (kk // per_lane)), kk % per_lane)
+    b, row = _indices(blocks, side)
     together = 1 if double else 4  # rows in consecutive registers of a lane
     if side == 4:
-        d = _pairs(column + 4 * (b + blocks * (row // together)), row % together)
-    else:
-        groups = 64 // side  # lanes that share a column
-        register = row // (groups * together) * together + row % together
-        per_block = side * side // 64
-        d = _pairs(column + side * (row // together % groups), b * per_block + register)
-    return Layout(a, a.transpose(0, 2, 1, 3), d)
+        return Layout(source, _pairs(4 * (b + blocks * (row // together)), row % together))
+    groups = 64 // side  # lanes that share a column
+    register = row // (groups * together) * together + row % together
+    per_block = side * side // 64
+    return Layout(source, _pairs(side * (row // together % groups), b * per_block + register))
 
 
 def _wmma_gfx11_layout(k: int, wave: int) -> Layout:
-    """A's row i in lane i, all K elements, with copies in the lanes 16 and up; B's columns likewise. D's column is l % 16; its rows go
-    round the groups of 16 lanes, register by register."""
+    """A's row i in lane i, all K elements, with copies in the lanes 16 and up; B's columns likewise. D's column is l % 16 of a lane l; its
+    rows go round the groups of 16 lanes, register by register."""
     _, i, kk = _indices(1, 16, k)
-    a = _pairs(i, kk)
-    _, row, column = _indices(1, 16, 16)
+    _, row = _indices(1, 16)
     groups = wave // 16
-    return Layout(a, a.transpose(0, 2, 1, 3), _pairs(column + 16 * (row % groups), row // groups), copies=16)
+    return Layout(_pairs(i, kk), _pairs(16 * (row % groups), row // groups), copies=16)
 
 
 def _wmma_gfx12_layout(k: int) -> Layout:
-    """A's row i in the lanes i (first half of K) and i + 16 (second half); B's columns likewise. D's column is l % 16, rows 0 to 7 in the
-    lower lanes, 8 to 15 in the upper ones."""
+    """A's row i in the lanes i (first half of K) and i + 16 (second half); B's columns likewise. D's column is l % 16 of a lane l, rows 0
+    to 7 in the lower lanes, 8 to 15 in the upper ones."""
     _, i, kk = _indices(1, 16, k)
-    a = _pairs(i + 16 * (kk // (k // 2)), kk % (k // 2))
-    _, row, column = _indices(1, 16, 16)
-    return Layout(a, a.transpose(0, 2, 1, 3), _pairs(column + 16 * (row // 8), row % 8))
+    _, row = _indices(1, 16)
+    return Layout(_pairs(i + 16 * (kk // (k // 2)), kk % (k // 2)), _pairs(16 * (row // 8), row % 8))
 
 
 # (side of the square tile, K, blocks), by element type.
@@ -275,7 +321,7 @@ def _wmma(types: tuple[tuple[str, int, str, str], ...], gfx12: bool, wave: int) 
         registers = k * _ELEMENT_BITS[a] // 32 // (2 if gfx12 else 1)
         spread = not gfx12 and _ELEMENT_BITS[result] == 16
         results = 256 * (32 if spread else _ELEMENT_BITS[result]) // (32 * wave)
-        yield name, MatrixOp(a, b, result, layout, registers, registers, results, spread_d=spread, small_floats=_OCP)
+        yield name, MatrixOp(a, b, result, layout, registers, registers, results, wave, spread_d=spread, small_floats=_OCP)
 
 
 # By processor, or by generation and lanes of a wave.
