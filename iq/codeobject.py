@@ -31,13 +31,27 @@ _PROCESSORS = {
 _SETTINGS = ("unsupported", "any", "off", "on")
 
 
+class Argument(msgspec.Struct, frozen=True):
+    """`size` bytes at `offset` of the arguments' segment. kind: what the metadata calls its `.value_kind`."""
+
+    kind: str = msgspec.field(name=".value_kind")
+    offset: int = msgspec.field(name=".offset")
+    size: int = msgspec.field(name=".size")
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the runtime provides it, not the caller."""
+        return self.kind.startswith("hidden_")
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel of a code object.
 
     address: where its code starts; code_bytes: its length. Registers are counts per lane (vgprs, agprs) or per wave (sgprs), spills the
     registers that went to memory. lds: static workgroup memory in bytes. scratch: bytes of private memory per lane.
-    wave: lanes of a wave. kernarg: bytes of arguments. workgroup: the work items it must be launched with, (0, 0, 0) where it does not say.
+    wave: lanes of a wave. kernarg: bytes of arguments; arguments: what lies in them. workgroup: the work items it must be launched with,
+    (0, 0, 0) where it does not say.
     """
 
     name: str
@@ -53,6 +67,7 @@ class Kernel:
     wave: int
     kernarg: int
     workgroup: tuple[int, int, int]
+    arguments: tuple[Argument, ...]
 
 
 @dataclass(frozen=True)
@@ -138,6 +153,7 @@ class _KernelMetadata(msgspec.Struct):
     vgpr_spills: int = msgspec.field(name=".vgpr_spill_count", default=0)
     sgpr_spills: int = msgspec.field(name=".sgpr_spill_count", default=0)
     workgroup: tuple[int, int, int] = msgspec.field(name=".reqd_workgroup_size", default=(0, 0, 0))
+    arguments: tuple[Argument, ...] = msgspec.field(name=".args", default=())
 
     def kernel(self, address: int, code_bytes: int) -> Kernel:
         return Kernel(address=address, code_bytes=code_bytes, **msgspec.structs.asdict(self))

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from iree.runtime import _binding
 
+from iq.codeobject import Argument
 from iq.compile.cache import Cache
 from iq.emulator import hip, native
 from iq.emulator.faults import LaunchError
-from iq.emulator.kernargs import Argument, fill_hidden
+from iq.emulator.kernargs import fill_hidden
 from iq.emulator.memory import Kind, Memory, MemoryFault, OutOfMemory
 
 SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, DEINITIALIZED, INVALID_CONTEXT, NO_BINARY = 0, 1, 2, 4, 201, 209

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from iq.emulator import hip, machine
 from iq.emulator.faults import EmulationError, LaunchError
-from iq.emulator.kernargs import Argument, Dim3, arguments, fill_hidden
+from iq.emulator.kernargs import Dim3, fill_hidden
 from iq.emulator.machine import Options, Statistics
 from iq.emulator.memory import Memory
 from iq.emulator.program import LoadedCode
@@ -60,7 +60,6 @@ class Launch:
 class _Function:
     code: LoadedCode
     kernel: str
-    arguments: tuple[Argument, ...]
 
 
 def _identify(name: str) -> DeviceId:
@@ -137,14 +136,13 @@ class EmulatedGpu:
             kernel = code.kernels.get(name)
             if kernel is None:
                 raise LaunchError(f"the code object has no kernel {name}; it has {', '.join(code.kernels)}")
-            taken = arguments(code.code)[name]
-            self._functions.append(_Function(code, name, taken))
-            given = tuple((a.offset, a.size) for a in taken if not a.hidden)
+            self._functions.append(_Function(code, name))
+            given = tuple((a.offset, a.size) for a in kernel.arguments if not a.hidden)
             return hip.Function(len(self._functions) - 1, kernel.lds, kernel.kernarg, given)
 
     def launch(self, function: int, grid: Dim3, workgroup: Dim3, kernarg: bytes) -> None:
         found = self._functions[function]
-        segment = fill_hidden(kernarg, found.arguments, grid, workgroup)
+        segment = fill_hidden(kernarg, found.code.kernels[found.kernel].arguments, grid, workgroup)
         statistics = self._launch(found.code, found.kernel, grid, workgroup, segment, self.memory, self._options)
         self.launches.append(Launch(found.kernel, grid, workgroup, statistics))
 

@@ -19,6 +19,8 @@ _ARGUMENT_ALIGNMENT = 64
 # Scalar loads may read a few words more than there are.
 _ARGUMENT_SLACK = 64
 _MOST_WORK_ITEMS = 1024
+# Firmware that preloads arguments into SGPRs skips the code that loads them on other firmware (AMDGPUUsage, "Preloaded Kernel Arguments").
+_PRELOAD_PROLOGUE = 256
 
 # Processors with a register for each of the work item's x, y and z; later ones pack all three into the first (AMDGPUUsage, "Initial
 # Kernel Execution State").
@@ -28,7 +30,8 @@ _UNPACKED_IDS = ("gfx900", "gfx906", "gfx908", "gfx90c")
 class Dispatch:
     """A launch of a kernel of loaded code."""
 
-    def __init__(self, code: LoadedCode, kernel: str, grid: Dim3, workgroup: Dim3, kernarg: bytes) -> None:
+    def __init__(self, code: LoadedCode, kernel: str, grid: Dim3, workgroup: Dim3, kernarg: bytes, preload: bool) -> None:
+        """preload: whether this GPU's firmware preloads arguments."""
         self.code = code
         self.kernel = code.kernels[kernel]
         self._descriptor = code.descriptors[kernel]
@@ -43,7 +46,9 @@ class Dispatch:
         self.lds, self.scratch = self.kernel.lds, self.kernel.scratch
         self.workgroups = math.prod(grid)
         self.waves_per_workgroup = -(-math.prod(workgroup) // self.lanes)
-        self._entry = code.program.index(self._descriptor.entry)
+        first, count = self._descriptor.preloaded_words
+        self._preloaded = slice(first, first + count if preload else first)
+        self._entry = code.program.index(self._descriptor.entry + (_PRELOAD_PROLOGUE if preload and count else 0))
         self._storage = np.zeros(len(kernarg) + _ARGUMENT_SLACK + _ARGUMENT_ALIGNMENT, np.uint8)
         skipped = -self._storage.ctypes.data % _ARGUMENT_ALIGNMENT
         self._kernarg = self._storage[skipped : skipped + len(kernarg) + _ARGUMENT_SLACK]
@@ -95,8 +100,7 @@ class Dispatch:
         ):
             if properties >> bit & 1:
                 values += words
-        length, offset = self._descriptor.preload & 0x7F, self._descriptor.preload >> 7
-        return [*values, *(int(word) for word in self._kernarg.view(np.uint32)[offset : offset + length])]
+        return [*values, *(int(word) for word in self._kernarg.view(np.uint32)[self._preloaded])]
 
     def _work_items(self, waves: Waves, numbers: Indices) -> None:
         """EXEC, and the ids of the work items in the first vector registers."""

@@ -1,17 +1,10 @@
-"""A kernel's arguments: where they go in its kernarg segment, and what goes into the hidden ones.
-
-From the `.args` of the AMDGPU metadata note: https://llvm.org/docs/AMDGPUUsage.html, "Code Object V3 Metadata" and "V5".
-"""
+"""The hidden arguments of a kernel, which the runtime fills in (AMDGPUUsage, "Code Object V3 Metadata" and "V5 Metadata")."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-import msgspec
-
-from iq.codeobject import CodeObject
+from iq.codeobject import Argument
 from iq.emulator.faults import LaunchError
 
 Dim3 = tuple[int, int, int]
@@ -32,31 +25,6 @@ _SERVICES = frozenset(
         "queue_ptr",
     )
 )
-
-
-@dataclass(frozen=True)
-class Argument:
-    """`size` bytes at `offset` of the kernarg segment. kind: what the metadata calls its `.value_kind`."""
-
-    kind: str
-    offset: int
-    size: int
-
-    @property
-    def hidden(self) -> bool:
-        """Whether the runtime provides it, not the caller."""
-        return self.kind.startswith("hidden_")
-
-
-def arguments(code: CodeObject) -> dict[str, tuple[Argument, ...]]:
-    """The arguments of each kernel."""
-    from elftools.elf.elffile import ELFFile
-    from elftools.elf.segments import NoteSegment
-
-    segments = ELFFile(io.BytesIO(code.elf)).iter_segments("PT_NOTE")
-    notes = [n for s in segments if isinstance(s, NoteSegment) for n in s.iter_notes() if n["n_name"] == "AMDGPU"]
-    kernels = {k.name: k.arguments for n in notes for k in msgspec.msgpack.decode(n["n_descdata"], type=_Metadata).kernels}
-    return {name: tuple(Argument(a.kind, a.offset, a.size) for a in found) for name, found in kernels.items()}
 
 
 def hidden_values(grid: Dim3, workgroup: Dim3) -> Mapping[str, int]:
@@ -82,18 +50,3 @@ def fill_hidden(kernarg: bytes, kernel_arguments: tuple[Argument, ...], grid: Di
                 raise LaunchError(f"the kernel takes a {argument.kind}, which the emulator does not have")
             filled[argument.offset : argument.offset + argument.size] = values[argument.kind].to_bytes(argument.size, "little")
     return bytes(filled)
-
-
-class _Argument(msgspec.Struct):
-    kind: str = msgspec.field(name=".value_kind")
-    offset: int = msgspec.field(name=".offset")
-    size: int = msgspec.field(name=".size")
-
-
-class _Kernel(msgspec.Struct):
-    name: str = msgspec.field(name=".name")
-    arguments: tuple[_Argument, ...] = msgspec.field(name=".args", default=())
-
-
-class _Metadata(msgspec.Struct):
-    kernels: tuple[_Kernel, ...] = msgspec.field(name="amdhsa.kernels")

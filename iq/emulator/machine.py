@@ -39,12 +39,14 @@ class Options:
     """How to run a launch.
 
     seed: of the order in which waves run. instruction_limit: wave instructions that the launch may execute. crews: into how many parts
-    the waves of a workgroup are dealt; more find a missing barrier sooner, and take longer where workgroups are few.
+    the waves of a workgroup are dealt; more find a missing barrier sooner, and take longer where workgroups are few. preload: whether the
+    firmware preloads kernel arguments into SGPRs where a kernel asks for that.
     """
 
     seed: int = 0
     instruction_limit: int = 1_000_000_000
     crews: int = 2
+    preload: bool = True
 
 
 def launch(
@@ -57,8 +59,9 @@ def launch(
     """
     if kernel not in code.kernels:
         raise LaunchError(f"the code object has no kernel {kernel}; it has {', '.join(code.kernels)}")
-    dispatch = Dispatch(code, kernel, grid, workgroup, kernarg)
-    return Machine(dispatch, memory, options or Options()).run()
+    options = options or Options()
+    dispatch = Dispatch(code, kernel, grid, workgroup, kernarg, options.preload)
+    return Machine(dispatch, memory, options).run()
 
 
 class Machine:

@@ -74,6 +74,11 @@ class Descriptor:
         return (self.rsrc2 >> 11 & 3) + 1
 
     @property
+    def preloaded_words(self) -> tuple[int, int]:
+        """Which words of the arguments go to the last user SGPRs: the first, and how many."""
+        return self.preload >> 7, self.preload & 0x7F
+
+    @property
     def float_mode(self) -> int:
         return self.rsrc1 >> 12 & 0xFF
 
