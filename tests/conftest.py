@@ -54,6 +54,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Infinities and NaNs are ordinary results, as they are to the emulator's machine."""
+    with np.errstate(all="ignore"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def dev(environment: None) -> iq.Device:
     """The device, as users open it."""

@@ -6,35 +6,49 @@
 An instruction is deleted (s_nop in its place), gets another immediate, another source register, or its last two sources swapped; the new
 bytes come from llvm-mc and are as long as the old ones. Each mutant runs through IREE's hip driver on the cases of `iq verify --emulate`.
 
-A survivor has a reason when it is of a kind that cannot matter (HARMLESS), when the instruction is never executed in these cases, or when
-nothing depends on what it computes: any other value goes unnoticed too. The rest computes the same in these cases and is for the reader
-to judge. The exit status is 1 when too few changes are noticed (ENOUGH).
+A survivor has a reason when it is of a kind that cannot matter (HARMLESS), when the instruction is never executed in these cases, when it
+leaves the registers as it did before the change, or when nothing depends on what it changes: junk in the same lanes goes unnoticed too.
+The rest computes something else that the results do not show, and is for the reader to judge. The exit status is 1 when too few changes
+are noticed (ENOUGH).
 """
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 from elftools.elf.elffile import ELFFile
+from numpy.typing import NDArray
 
 from iq import codeobject, runtime
 from iq.compile.build import Module, compile_module
 from iq.compile.cache import Cache
 from iq.compile.compiler import Compilations, Compiler
 from iq.compile.disassembly import NEWEST_LLVM, OLDEST_LLVM, Objdump
-from iq.emulator.device import EmulatedGpu, Launch
-from iq.emulator.machine import Options
+from iq.emulator import machine
+from iq.emulator.compiler import compile_step
+from iq.emulator.decoder import SCALAR_REGISTERS, VECTOR_REGISTERS
+from iq.emulator.device import EmulatedGpu, Launch, Launcher
+from iq.emulator.kernargs import Dim3
+from iq.emulator.machine import Options, Statistics
+from iq.emulator.memory import Memory
+from iq.emulator.program import LoadedCode
+from iq.emulator.registers import Waves
+from iq.emulator.steps import Result, Step
+from iq.emulator.steps import Target as StepTarget
 from iq.emulator.verify import Runner
 from iq.ops import KernelSpec
 from iq.targets import TARGETS, DeviceId, Target
@@ -62,19 +76,18 @@ HARMLESS = (
     (r"\w+ (s_setprio|s_sleep|s_set_inst_prefetch|s_inst_prefetch|s_icache|\w*prefetch|s_sendmsg)", "a hint"),
     (r"\w+ (buffer_(gl|inv|wb)|global_(inv|wb))", "caches: emulated memory is coherent"),
     (r"delete s_cbranch_exec", "a shortcut around code whose lanes are all off"),
-    (r"delete v_max_(num_)?f(16|32)\S* (v\d+), (v\d+), \4$", "quiets signalling NaNs, of which there are none"),
-    (r"delete (s_addc|v_addc|v_add_co_ci)", "the carry into the high word of an offset, which is small in these cases"),
     (r"\w+ v_div_(scale|fmas)", "a step of a division, whose v_rcp is rounded correctly under emulation and needs it less than hardware's"),
     (r"swap v_sub_f32", "the distance to a rounded value, of which only the size counts"),
-    (r"immediate s_cmp_\w+ s\d+, 0", "a lane mask, of which all or none is set"),
 )
 COMMUTATIVE = r"[sv]_(pk_)?(dual_)?(add|mul|fmac|mac|and|or|xor|max|min|bcnt|med3|cmpx?_(eq|ne|lg))|v_mad_[iu]32|v_dot"
-# Values that probes put in place of a result: inline constants, which fit in any instruction's bytes.
-ZERO, OTHER = "0", "-16"
 NEVER_EXECUTED = "never executed in these cases"
 NEVER_TAKEN = "a branch that is never taken in these cases"
-UNUSED = "nothing depends on its result in these cases"
-IS_ZERO = "its result is 0 in these cases, with the change as without: the high word of an offset, mostly"
+NO_RESULT = r"s_c?branch|s_barrier|s_endpgm|\w+_(store|write)"
+SAME = "it leaves the same in the registers in these cases, with the change as without"
+UNUSED = "nothing depends on what it changes in these cases: junk in the same lanes goes unnoticed too"
+
+# By name ("v12", "s3", "scc"), of the waves that execute an instruction: what they hold, or which places in them are meant.
+Registers = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,9 @@ class Mutant:
     kind: str
     text: str
     code: bytes
+
+    def __str__(self) -> str:
+        return f"{self.instruction.address:#x} {self.kind}: {self.instruction.text} -> {self.text}"
 
 
 def disassemble(elf: bytes, objdump: str) -> list[Instruction]:
@@ -116,8 +132,9 @@ def candidates(instruction: Instruction) -> Iterator[tuple[str, str]]:
     text = instruction.text
     if "::" in text or re.match(TIMING, text):  # of two instructions at once, the operands depend on each other
         return
-    if offset := re.search(r"offset:(\d+)", text):
-        yield "immediate", text[: offset.start(1)] + str(int(offset[1]) + 4) + text[offset.end(1) :]
+    if offset := re.search(r"offset:(\d+)|s_load.*(?<= )(0x[0-9a-f]+)$", text):  # whose last two bits do not count
+        which = 1 if offset[1] else 2
+        yield "immediate", text[: offset.start(which)] + str(int(offset[which], 0) + 4) + text[offset.end(which) :]
     elif not re.search(r"_b?f(16|32|64)|cndmask", text) and (immediate := re.search(r"(?<=[ ,])(0x[0-9a-f]+|\d+)(?=$|,| )", text)):
         # (As a float, the next integer is the next denormal.)
         yield "immediate", text[: immediate.start()] + hex(int(immediate[0], 0) + 1) + text[immediate.end() :]
@@ -172,6 +189,7 @@ class Laboratory:
             self._vmfb = compile_module(Module(target, spec.format, (spec,)), compilations, Cache()).read_bytes()
         self._altered = self._vmfb
         self._options = Options()
+        self._launch: Launcher = machine.launch
         # The members of a vmfb are stored as they are, so the code object lies in the file itself.
         [self.elf] = codeobject.find(self._vmfb)
         self._elf_at = self._vmfb.index(self.elf)
@@ -183,7 +201,7 @@ class Laboratory:
         return memoryview(self._altered)
 
     def _open(self, target: Target, bundle: Path) -> tuple[runtime.Device, list[Launch]]:
-        self._gpu = EmulatedGpu(f"emulated:{target.id}", self._options)
+        self._gpu = EmulatedGpu(f"emulated:{target.id}", self._options, self._launch)
         return runtime.Device(self._gpu.runtime, provider=self), self._gpu.launches
 
     def check(self) -> None:
@@ -202,20 +220,70 @@ class Laboratory:
         failure = report.cases[-1].failure
         return failure.partition(":")[0] or next(check.measure for check in report.cases[-1].checks if not check.passed)
 
+    def differences(self, mutant: Mutant) -> list[Registers]:
+        """Each time the instruction is executed: the places in registers where the altered one leaves something else than it does."""
+        address, code = mutant.instruction.address, mutant.code
+        at = file_offset(self.elf, address)
+        altered = LoadedCode.load(self.elf[:at] + code + self.elf[at + len(code) :])
+        index = altered.program.index(address)
+        altered_step = cache(lambda lanes: compile_step(altered, index, StepTarget(altered.code.processor, lanes)))
+        found: list[Registers] = []
 
-def probes(instruction: Instruction, value: str, processor: str) -> list[bytes]:
-    """Code that leaves a value in a register that the instruction writes, for each of them; none for what writes none."""
-    operand = r"(v\d+|v\[\d+:\d+\])|(s\d+|vcc_lo|vcc|s\[\d+:\d+\])"
-    written = re.match(rf"(?:v|global_load|flat_load|ds_read|ds_load|s)_\S* (?:{operand}),", instruction.text)
-    if not written or "::" in instruction.text:
-        return []
-    first, *last = [int(n) for n in re.findall(r"\d+", written[0].partition(" ")[2])] or [0]
-    if written[1]:
-        texts = [f"v_mov_b32_e32 v{n}, {value}" for n in range(first, (last[0] if last else first) + 1)]
-    else:
-        texts = [f"s_mov_b{64 if last or written[2] == 'vcc' else 32} {written[2]}, {value}"]
-    # A scalar load of more than two registers has none.
-    return [code + S_NOP * ((instruction.size - len(code)) // 4) for code in assemble(texts, processor) if code]
+        def compare(waves: Waves, step: Step) -> Result | None:
+            twin = copy.deepcopy(waves, {id(waves.surroundings): waves.surroundings})
+            altered_step(waves.lanes)(twin)
+            result = step(waves)
+            both = [
+                ("scc", waves.scc, twin.scc),
+                *((f"s{k}", waves.scalar(k), twin.scalar(k)) for k in range(SCALAR_REGISTERS)),
+                *((f"v{k}", waves.vector(k), twin.vector(k)) for k in range(VECTOR_REGISTERS)),
+            ]
+            found.append({name: one != other for name, one, other in both if one is not other and (one != other).any()})
+            return result
+
+        self._fate_watched(address, compare)
+        return found
+
+    def junk_goes_unnoticed(self, address: int, where: list[Registers]) -> bool:
+        """Whether nothing is noticed when the unaltered instruction leaves junk at places in registers, each time it is executed."""
+        for seed in range(2):
+            random, executions = np.random.default_rng(seed), iter(where)
+
+            def spoil(
+                waves: Waves, step: Step, random: np.random.Generator = random, executions: Iterator[Registers] = executions
+            ) -> Result | None:
+                result = step(waves)
+                for name, places in next(executions).items():
+                    if name == "scc":
+                        waves.scc = waves.scc ^ places
+                        continue
+                    register, junk = int(name[1:]), random.integers(1, 1 << 32, places.shape, np.uint32)
+                    if name.startswith("v"):
+                        waves.write_vector(register, waves.vector(register) ^ junk, places)
+                    else:
+                        waves.write_scalar(register, np.where(places, waves.scalar(register) ^ junk, waves.scalar(register)))
+                return result
+
+            if self._fate_watched(address, spoil):
+                return False
+        return True
+
+    def _fate_watched(self, address: int, watch: Callable[[Waves, Step], Result | None]) -> str:
+        """The fate of the unaltered kernel when `watch` executes the instruction at the address."""
+
+        def launch(
+            code: LoadedCode, kernel: str, grid: Dim3, workgroup: Dim3, kernarg: bytes, memory: Memory, options: Options
+        ) -> Statistics:
+            index, lanes = code.program.index(address), code.kernels[kernel].wave
+            step = compile_step(code, index, StepTarget(code.code.processor, lanes))
+            code.compiled[lanes][index] = lambda waves: watch(waves, step)
+            return machine.launch(code, kernel, grid, workgroup, kernarg, memory, options)
+
+        self._launch = launch
+        try:
+            return self.fate()
+        finally:
+            self._launch = machine.launch
 
 
 def reason_of(mutant: Mutant, laboratory: Laboratory, processor: str) -> str:
@@ -231,11 +299,12 @@ def reason_of(mutant: Mutant, laboratory: Laboratory, processor: str) -> str:
         [elsewhere] = assemble([f"{instruction.text.split()[0]} 0x7fff"], processor)
         assert elsewhere is not None
         return "" if laboratory.fate(instruction.address, elsewhere) else NEVER_TAKEN
-    unnoticed = {}
-    for value in (ZERO, OTHER):
-        codes = probes(instruction, value, processor)
-        unnoticed[value] = bool(codes) and not any(laboratory.fate(instruction.address, code) for code in codes)
-    return UNUSED if all(unnoticed.values()) else IS_ZERO if unnoticed[ZERO] else ""
+    if re.match(NO_RESULT, instruction.text):
+        return ""
+    differences = laboratory.differences(mutant)
+    if not any(differences):
+        return SAME
+    return UNUSED if laboratory.junk_goes_unnoticed(instruction.address, differences) else ""
 
 
 def study(name: str, sample: int, seed: int) -> bool:
@@ -266,7 +335,7 @@ def study(name: str, sample: int, seed: int) -> bool:
     for reason, those in sorted(survivors.items(), key=lambda item: -len(item[1])):
         click.echo(f"  {len(those)} survivors: {reason or 'UNEXPLAINED: the same result in these cases'}")
         for mutant in those:
-            click.echo(f"    {mutant.instruction.address:#x} {mutant.kind}: {mutant.instruction.text} -> {mutant.text}")
+            click.echo(f"    {mutant}")
     return share >= ENOUGH
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -15,11 +15,7 @@ from hypothesis import strategies as st
 
 from iq.emulator.alu import VECTOR, Mode, UnsupportedMode
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with np.errstate(all="ignore"):
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def run(name: str, *sources: Any, mode: Mode = KEEP) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -33,11 +33,7 @@ from hypothesis import strategies as st
 from iq.emulator.alu import DOT, PACKED
 from iq.emulator.alu.types import dtype, signed, unpack
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with np.errstate(all="ignore"):
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 # Packed arithmetic and dot products.

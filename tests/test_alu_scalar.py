@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,11 +12,7 @@ from alu_numbers import CONDITIONS, FLOAT_CONDITIONS, KEEP, M32, apply, cases, l
 from iq.emulator.alu import SAVEEXEC, SCALAR, VECTOR, Mode
 from iq.emulator.alu.types import dtype, registers
 
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    with np.errstate(all="ignore"):
-        yield
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 # Scalar instructions: (result, scc).

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from iq.emulator import hip, machine
@@ -143,7 +143,9 @@ class EmulatedGpu:
     def launch(self, function: int, grid: Dim3, workgroup: Dim3, kernarg: bytes) -> None:
         found = self._functions[function]
         segment = fill_hidden(kernarg, found.code.kernels[found.kernel].arguments, grid, workgroup)
-        statistics = self._launch(found.code, found.kernel, grid, workgroup, segment, self.memory, self._options)
+        # Waves run in another order each time, so that a race which one order hides shows in another.
+        options = replace(self._options, seed=self._options.seed + len(self.launches))
+        statistics = self._launch(found.code, found.kernel, grid, workgroup, segment, self.memory, options)
         self.launches.append(Launch(found.kernel, grid, workgroup, statistics))
 
     def failed(self, error: BaseException) -> None:
