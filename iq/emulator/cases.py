@@ -133,19 +133,20 @@ def _product(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iter
     call = partial(_call, fmt, model, rng)
     medium, one = _row_length(fmt, 352), fmt.weights()
     if spec.variant.isdigit():
-        m = int(spec.variant)
+        m, n = int(spec.variant), 5
         yield call("several rows", m, 37, medium)
         yield call("one row of one block", m, 1, max(one, 32))
         yield call("long rows", m, 3, _row_length(fmt, 4200))  # more than a wave takes at once
     else:
-        m = 2 * len(_EDGE_ROWS)
+        # The last tile, of 64 or more in steps of 16, ends in each of its steps: in rows and in columns.
+        m, n = 6 * len(_EDGE_ROWS), 39
         yield call("several tiles", 65, 131, medium)
-        yield call("one row", 9, 1, medium)
-        yield call("one block", 1, 5, max(one, 32))
-        yield call("long rows", 3, 3, _row_length(fmt, 1100))
+        yield call("one row", 57, 1, medium)
+        yield call("one block", 1, 21, max(one, 32))
+        yield call("long rows", 23, 55, _row_length(fmt, 1100))
     edges = list(_EDGE_ROWS) * max(1, m // len(_EDGE_ROWS))
     for at in range(0, len(edges), m):
-        yield call(", ".join(dict.fromkeys(edges[at : at + m])), m, 5, medium, edges[at : at + m])
+        yield call(", ".join(dict.fromkeys(edges[at : at + m])), m, n, medium, edges[at : at + m])
 
 
 def _call(fmt: type[Format], model: _Model, rng: np.random.Generator, name: str, m: int, n: int, k: int, edges: Sequence[str] = ()) -> Case:
