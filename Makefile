@@ -39,4 +39,4 @@ $(VENV)/ready: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) artifacts demo
+	rm -rf $(VENV) artifacts demo emulation.html

@@ -36,8 +36,7 @@ class Gpu:
         return self.compute_units * self.clock
 
 
-# Compute units, clock, bandwidth and TFLOPS from AMD's product pages. Operations a clock and compute unit follow from those and agree with
-# GPUOpen's "AMD matrix cores" (CDNA), "How to accelerate AI applications on RDNA 3 using WMMA" and "Using the Matrix Cores of RDNA 4".
+# Compute units, clock, bandwidth and TFLOPS as AMD states them for the product. Operations a clock and compute unit follow from those.
 PEAKS: Mapping[str, Gpu] = {
     # 220 CUs, 1700 MHz, 3276.8 GB/s, 47.9 TFLOPS FP32 vector, 383 FP16 matrix: of two GPUs, which HIP shows one by one.
     "gfx90a": Gpu("MI250X (one of its two GPUs)", 110, 1.700e9, 1638.4e9, vector=128, matrix=1024),

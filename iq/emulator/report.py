@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -14,10 +15,14 @@ body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 110re
 h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 3rem } .how { border-left: 4px solid #b58900; padding: .5rem 1rem; background: #fdf6e3 }
 table { border-collapse: collapse; font-size: 12px } th, td { padding: .15rem .6rem; text-align: left; vertical-align: top }
 th { border-bottom: 2px solid #999; position: sticky; top: 0; background: #fff } tr + tr td { border-top: 1px solid #e5e5e5 }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } td.text { min-width: 8rem } td.long { min-width: 16rem }
 .ok { color: #2a7f2a } .bad { color: #c01717; font-weight: bold }
 details { margin: .1rem 0 } summary { cursor: pointer } svg { font: 11px system-ui, sans-serif } .scroll { overflow-x: auto }
 """
+
+_NUMBER = re.compile(r"[-+]?\d[\d.e+\-\N{NARROW NO-BREAK SPACE}]*")
+# Characters from which on a cell is of a class.
+_ROOM = {"long": 60, "text": 16}
 
 # What of an executable's record the report shows, and what it calls it.
 _FACTS = {
@@ -184,7 +189,7 @@ def _roofline(kernels: Sequence[KernelReport], gpu: Gpu) -> str:
             f"bound by {escape(roof.bound)}</title></circle>"
         )
     parts += [
-        f'<text x="{x(10.0**power):.1f}" y="{height - bottom + 16}" text-anchor="middle">1e{power}</text>'
+        f'<text x="{x(10.0**power):.1f}" y="{height - bottom + 16}" text-anchor="{"end" if power == high else "middle"}">1e{power}</text>'
         for power in range(int(low), int(high) + 1)
     ]
     parts.append(f'<text x="{(width + left) / 2}" y="{height - 6}" text-anchor="middle">operations for each byte of memory moved</text>')
@@ -204,7 +209,8 @@ def _mix(instructions: Mapping[str, int]) -> str:
 
 def _widths(moved: Mapping[int, int]) -> str:
     total = sum(moved.values())
-    return f"{total} ({', '.join(f'{bits}: {n}' for bits, n in sorted(moved.items(), reverse=True))})" if total else "0"
+    by_width = ", ".join(f"{bits}: {_number(n)}" for bits, n in sorted(moved.items(), reverse=True))
+    return f"{_number(total)} ({by_width})" if total else "0"
 
 
 def _verdict(passed: bool) -> str:
@@ -216,10 +222,18 @@ def _number(n: int) -> str:
 
 
 def _table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; those that start with a digit stand right."""
+    """A table of cells that are HTML already."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>" + "".join(f'<td class="n">{cell}</td>' if cell[:1].isdigit() else f"<td>{cell}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(content: str) -> str:
+    """Numbers stand right, texts have room for their length."""
+    if _NUMBER.fullmatch(content):
+        kind = "n"
+    elif "<" in content:
+        kind = ""
+    else:
+        kind = next((name for name, length in _ROOM.items() if len(content) >= length), "")
+    return f'<td class="{kind}">{content}</td>' if kind else f"<td>{content}</td>"

@@ -26,9 +26,11 @@ def bits(x: Array) -> Array:
     return np.ascontiguousarray(x).view(_BITS[x.dtype.itemsize])
 
 
-def flush(x: Array) -> Array:
-    """Denormals to zeros of their sign."""
-    return np.where(np.abs(x) < np.finfo(x.dtype).smallest_normal, np.copysign(x.dtype.type(0), x), x)
+def flush(x: Array, smallest: float | None = None) -> Array:
+    """Denormals to zeros of their sign. smallest: the normal number that they are below, by default that of the type."""
+    small = np.abs(x) < (np.finfo(x.dtype).smallest_normal if smallest is None else smallest)
+    # There is seldom any but zeros, and to look is faster than to replace.
+    return np.where(small, np.copysign(x.dtype.type(0), x), x) if x[small].any() else x
 
 
 def floating(result: str, sources: tuple[str, ...], function: Function, **more: Any) -> Op:

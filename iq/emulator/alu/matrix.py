@@ -165,7 +165,7 @@ class MatrixOp:
         if _ELEMENT_BITS[code] == 16 and (low or high):
             words = words ^ np.uint32(0x8000 * low | 0x80000000 * high)
         elements = words.view((self.small_floats or {}).get(code) or SCALAR_TYPES[code]).astype(np.float64)
-        return np.where(np.abs(elements) < _SMALLEST[code], 0, elements) if self.flushes else elements
+        return flush(elements, _SMALLEST[code]) if self.flushes else elements
 
     def _addends(self, c: Registers, modifiers: Modifiers) -> Array:
         """C: [waves, blocks, M, N]."""
