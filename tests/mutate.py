@@ -79,14 +79,15 @@ HARMLESS = (
     (r"\w+ v_div_(scale|fmas)", "a step of a division, whose v_rcp is rounded correctly under emulation and needs it less than hardware's"),
     (r"swap v_sub_f32", "the distance to a rounded value, of which only the size counts"),
 )
+# These do something else than leave a result in registers.
+NO_RESULT = r"s_c?branch|s_barrier|s_endpgm|\w+_(store|write)"
 COMMUTATIVE = r"[sv]_(pk_)?(dual_)?(add|mul|fmac|mac|and|or|xor|max|min|bcnt|med3|cmpx?_(eq|ne|lg))|v_mad_[iu]32|v_dot"
 NEVER_EXECUTED = "never executed in these cases"
 NEVER_TAKEN = "a branch that is never taken in these cases"
-NO_RESULT = r"s_c?branch|s_barrier|s_endpgm|\w+_(store|write)"
 SAME = "it leaves the same in the registers in these cases, with the change as without"
 UNUSED = "nothing depends on what it changes in these cases: junk in the same lanes goes unnoticed too"
 
-# By name ("v12", "s3", "scc"), of the waves that execute an instruction: what they hold, or which places in them are meant.
+# Places in registers, by name ("v12", "s3", "scc"), of the waves that execute an instruction.
 Registers = dict[str, NDArray[Any]]
 
 
@@ -132,9 +133,9 @@ def candidates(instruction: Instruction) -> Iterator[tuple[str, str]]:
     text = instruction.text
     if "::" in text or re.match(TIMING, text):  # of two instructions at once, the operands depend on each other
         return
-    if offset := re.search(r"offset:(\d+)|s_load.*(?<= )(0x[0-9a-f]+)$", text):  # whose last two bits do not count
-        which = 1 if offset[1] else 2
-        yield "immediate", text[: offset.start(which)] + str(int(offset[which], 0) + 4) + text[offset.end(which) :]
+    # (By a word: the last two bits of a scalar load's address do not count.)
+    if offset := re.search(r"(?:offset:|^s_load\S* .*, )(0x[0-9a-f]+|\d+)", text):
+        yield "immediate", text[: offset.start(1)] + str(int(offset[1], 0) + 4) + text[offset.end(1) :]
     elif not re.search(r"_b?f(16|32|64)|cndmask", text) and (immediate := re.search(r"(?<=[ ,])(0x[0-9a-f]+|\d+)(?=$|,| )", text)):
         # (As a float, the next integer is the next denormal.)
         yield "immediate", text[: immediate.start()] + hex(int(immediate[0], 0) + 1) + text[immediate.end() :]
@@ -220,8 +221,9 @@ class Laboratory:
         failure = report.cases[-1].failure
         return failure.partition(":")[0] or next(check.measure for check in report.cases[-1].checks if not check.passed)
 
-    def differences(self, mutant: Mutant) -> list[Registers]:
-        """Each time the instruction is executed: the places in registers where the altered one leaves something else than it does."""
+    def differences(self, mutant: Mutant) -> list[Registers] | None:
+        """Each time the instruction is executed: the places in registers where the altered one leaves something else than it does. None
+        when the altered one cannot be executed where it is."""
         address, code = mutant.instruction.address, mutant.code
         at = file_offset(self.elf, address)
         altered = LoadedCode.load(self.elf[:at] + code + self.elf[at + len(code) :])
@@ -241,8 +243,7 @@ class Laboratory:
             found.append({name: one != other for name, one, other in both if one is not other and (one != other).any()})
             return result
 
-        self._fate_watched(address, compare)
-        return found
+        return None if self._fate_watched(address, compare) else found
 
     def junk_goes_unnoticed(self, address: int, where: list[Registers]) -> bool:
         """Whether nothing is noticed when the unaltered instruction leaves junk at places in registers, each time it is executed."""
@@ -302,6 +303,8 @@ def reason_of(mutant: Mutant, laboratory: Laboratory, processor: str) -> str:
     if re.match(NO_RESULT, instruction.text):
         return ""
     differences = laboratory.differences(mutant)
+    if differences is None:
+        return ""
     if not any(differences):
         return SAME
     return UNUSED if laboratory.junk_goes_unnoticed(instruction.address, differences) else ""
