@@ -27,10 +27,17 @@ def lanes(processor: str) -> int:
     return 64 if processor in WAVE64 else 32
 
 
-def _tool(name: str) -> str:
-    found = next((t for n in range(NEWEST_LLVM, OLDEST_LLVM - 1, -1) if (t := shutil.which(f"{name}-{n}"))), None) or shutil.which(name)
+def llvm_tool(name: str) -> str | None:
+    """The newest of a tool of LLVM on PATH that the project can use; None where there is none."""
+    versions = (f"{name}-{n}" for n in range(NEWEST_LLVM, OLDEST_LLVM - 1, -1))
+    return next((found for spelling in (*versions, name) if (found := shutil.which(spelling))), None)
+
+
+def llvm_mc() -> str:
+    """The assembler; a test without one is skipped."""
+    found = llvm_tool("llvm-mc")
     if found is None:
-        pytest.skip(f"needs {name} of LLVM {OLDEST_LLVM} or later (package llvm-22) to assemble kernels")
+        pytest.skip(f"needs llvm-mc of LLVM {OLDEST_LLVM} or later (package llvm-22) to assemble kernels")
     return found
 
 
@@ -98,7 +105,7 @@ amdhsa.kernels:
 """
     with TemporaryDirectory() as folder:
         object_file, linked = Path(folder, "test.o"), Path(folder, "test.hsaco")
-        command = [_tool("llvm-mc"), "-triple=amdgcn-amd-amdhsa", f"-mcpu={processor}", "-mattr=+real-true16", "-filetype=obj"]
+        command = [llvm_mc(), "-triple=amdgcn-amd-amdhsa", f"-mcpu={processor}", "-mattr=+real-true16", "-filetype=obj"]
         done = subprocess.run([*command, "-o", object_file], input=source, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         subprocess.run([_lld(), "-flavor", "gnu", "-shared", "-o", linked, object_file], check=True)

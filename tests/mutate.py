@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from typing import Any
 
 import click
 import numpy as np
+from assembly import llvm_tool
 from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
 
@@ -37,7 +36,7 @@ from iq import codeobject, runtime
 from iq.compile.build import Module, compile_module
 from iq.compile.cache import Cache
 from iq.compile.compiler import Compilations, Compiler
-from iq.compile.disassembly import NEWEST_LLVM, OLDEST_LLVM, Objdump
+from iq.compile.disassembly import Objdump
 from iq.emulator import machine
 from iq.emulator.compiler import compile_step
 from iq.emulator.decoder import SCALAR_REGISTERS, VECTOR_REGISTERS
@@ -113,12 +112,12 @@ class Mutant:
         return f"{self.instruction.address:#x} {self.kind}: {self.instruction.text} -> {self.text}"
 
 
-def disassemble(elf: bytes, objdump: str) -> list[Instruction]:
+def disassemble(elf: bytes) -> list[Instruction]:
     """The instructions of an ELF's kernels."""
-    with tempfile.NamedTemporaryFile(suffix=".elf") as file:
-        file.write(elf)
-        file.flush()
-        listing = subprocess.run([objdump, "-d", "--mattr=+real-true16", file.name], capture_output=True, text=True, check=True).stdout
+    objdump = Objdump.find()
+    if isinstance(objdump, str):
+        raise click.ClickException(objdump)
+    listing = objdump.listing(elf, "rocm", encodings=True)
     kernels = [(k.address, k.address + k.code_bytes) for k in codeobject.CodeObject.parse(elf).kernels]
     found = []
     for line in re.findall(r"^\t(.*?)\s*// ([0-9A-F]+): ((?:[0-9A-F]{8} ?)+)", listing, re.MULTILINE):
@@ -148,9 +147,7 @@ def candidates(instruction: Instruction) -> Iterator[tuple[str, str]]:
 
 def assemble(texts: list[str], processor: str) -> list[bytes | None]:
     """The code of each text; None for what is no instruction of the processor."""
-    tool = next((t for n in range(NEWEST_LLVM, OLDEST_LLVM - 1, -1) if (t := shutil.which(f"llvm-mc-{n}"))), None) or shutil.which(
-        "llvm-mc"
-    )
+    tool = llvm_tool("llvm-mc")
     if tool is None:
         raise click.ClickException("this needs llvm-mc: install the package llvm-22")
     source = "".join(f"m{i}:\n{text}\n" for i, text in enumerate(texts))
@@ -315,10 +312,7 @@ def study(name: str, sample: int, seed: int) -> bool:
     processor, _, key = name.partition("/")
     laboratory = Laboratory(TARGETS[processor], KernelSpec.parse(key))
     laboratory.check()
-    objdump = Objdump.find()
-    if isinstance(objdump, str):
-        raise click.ClickException(objdump)
-    everything = mutants(disassemble(laboratory.elf, objdump.executable), laboratory.elf, processor)
+    everything = mutants(disassemble(laboratory.elf), laboratory.elf, processor)
     chosen = sorted(np.random.default_rng(seed).permutation(len(everything))[:sample])
     fates: Counter[str] = Counter()
     survivors: dict[str, list[Mutant]] = defaultdict(list)

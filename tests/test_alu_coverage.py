@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -27,12 +25,7 @@ MACHINE = re.compile(
 
 
 def mnemonics(elf: bytes, objdump: Objdump) -> Iterator[str]:
-    with tempfile.NamedTemporaryFile(suffix=".elf") as file:
-        file.write(elf)
-        file.flush()
-        options = ["-d", "--no-show-raw-insn", "--mattr=+real-true16"]
-        listing = subprocess.run([objdump.executable, *options, file.name], capture_output=True, text=True, check=True).stdout
-    for line in listing.splitlines():
+    for line in objdump.listing(elf, "rocm").splitlines():
         if line.startswith("\t"):
             yield from (half.split()[0] for half in line.split("//")[0].split("::"))  # two of a dual issue
 

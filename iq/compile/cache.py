@@ -1,4 +1,4 @@
-"""Compiled modules kept on disk, each under the sha256 of all that it was made from."""
+"""Compiled modules kept on disk, each under the sha256 of all that it was made from, and beside them what else is worth keeping."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from iq.compile.compiler import FLAGS, Compiler
 
 
 class Cache:
-    """A directory of vmfbs: IQ_CACHE_DIR, or the user's cache directory. Processes may share it; entries appear whole or not at all."""
+    """A directory: IQ_CACHE_DIR, or the user's cache directory. Processes may share it; entries appear whole or not at all."""
 
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = directory or Path(os.environ.get("IQ_CACHE_DIR") or platformdirs.user_cache_path("iq"))
@@ -23,12 +23,12 @@ class Cache:
         digest = hashlib.sha256("\0".join((compiler.version, compiler.revision, *FLAGS, mlir)).encode())
         return self.directory / f"{digest.hexdigest()}.vmfb"
 
-    def store(self, path: Path, vmfb: bytes) -> None:
-        """Put an entry where `path()` says."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.directory, delete=False) as file:
+    def store(self, path: Path, data: bytes) -> None:
+        """Put an entry at a path in the directory: for a vmfb, where `path()` says."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             try:
-                file.write(vmfb)
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())  # else a power cut could leave an empty file under the final name
                 Path(file.name).replace(path)

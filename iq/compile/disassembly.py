@@ -108,28 +108,31 @@ class Objdump:
                 return cls(executable)
             unfit.append(f"{executable} is {'LLVM ' + version[1] if version else 'not LLVM'}")
         return (
-            f"no instruction mix: it needs llvm-objdump of LLVM {OLDEST_LLVM} or later with AMDGPU, on PATH or named by IQ_LLVM_OBJDUMP"
+            f"it needs llvm-objdump of LLVM {OLDEST_LLVM} or later with AMDGPU, on PATH or named by IQ_LLVM_OBJDUMP"
             f" ({'; '.join(unfit) or 'looked for ' + ', '.join(names)})"
         )
+
+    def listing(self, elf: bytes, family: str, encodings: bool = False) -> str:
+        """The disassembly of an ELF, with `encodings` the words of each instruction too. Raises RuntimeError when it fails."""
+        with tempfile.NamedTemporaryFile(suffix=".elf") as file:
+            file.write(elf)
+            file.flush()
+            options = [] if encodings else ["--no-show-raw-insn"]
+            # Without real-true16, gfx11's 16-bit instructions decode as unknown ones.
+            options += ["--mattr=+real-true16"] if family == "rocm" else []
+            done = subprocess.run([self.executable, "-d", *options, file.name], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{self.executable} failed: {done.stderr.strip()[:500]}")
+        return done.stdout
 
     def mixes(self, elf: bytes, functions: Mapping[str, tuple[int, int]], family: str) -> dict[str, Mix]:
         """How many instructions of each class each function has, by its name; `functions` are (address, bytes).
 
         Raises RuntimeError when the disassembler fails.
         """
-        with tempfile.NamedTemporaryFile(suffix=".elf") as file:
-            file.write(elf)
-            file.flush()
-            # Without real-true16, gfx11's 16-bit instructions decode as unknown ones.
-            options = ["--mattr=+real-true16"] if family == "rocm" else []
-            done = subprocess.run(
-                [self.executable, "-d", "--no-show-raw-insn", *options, file.name], capture_output=True, text=True, check=False
-            )
-        if done.returncode:
-            raise RuntimeError(f"{self.executable} failed: {done.stderr.strip()[:500]}")
         starts = sorted((address, size, name) for name, (address, size) in functions.items())
         counts: dict[str, Counter[str]] = {name: Counter() for name in functions}
-        for address, mnemonics in _instructions(done.stdout):
+        for address, mnemonics in _instructions(self.listing(elf, family)):
             at = bisect_right(starts, address, key=lambda s: s[0]) - 1
             if at >= 0 and address < starts[at][0] + starts[at][1]:  # else padding between functions
                 counts[starts[at][2]].update(classify(mnemonic, family) for mnemonic in mnemonics)

@@ -93,7 +93,7 @@ class _Reader:
 
     def _mixes(self, elf: bytes, functions: Mapping[str, tuple[int, int]], family: str) -> Mapping[str, Mix]:
         if isinstance(self.objdump, str):
-            self.notes[self.objdump] = None
+            self.notes[f"no instruction mix: {self.objdump}"] = None
             return {}
         try:
             return self.objdump.mixes(elf, functions, family)

@@ -6,12 +6,9 @@ import hashlib
 import io
 import json
 import struct
-import subprocess
-import tempfile
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,8 +100,8 @@ class Program:
         if path.exists():
             listing = [(int(address), str(text)) for address, text in json.loads(path.read_text())]
         else:
-            listing = decoder.lines(_objdump(code.elf))
-            _store(path, json.dumps(listing))
+            listing = decoder.lines(_listing(code.elf))
+            cache.store(path, json.dumps(listing).encode())
         return cls(listing, code.kernels)
 
     def index(self, address: int) -> int:
@@ -162,26 +159,14 @@ class LoadedCode:
         return cls(code, Program.disassemble(code, cache))
 
 
-def _objdump(elf: bytes) -> str:
+def _listing(elf: bytes) -> str:
     found = Objdump.find()
     if isinstance(found, str):
         raise DisassemblerError(f"the emulator needs llvm-objdump (Debian and Ubuntu: package llvm-22 from apt.llvm.org): {found}")
-    with tempfile.NamedTemporaryFile(suffix=".elf") as file:
-        file.write(elf)
-        file.flush()
-        command = [found.executable, "-d", "--no-show-raw-insn", "--mattr=+real-true16", file.name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DisassemblerError(f"{found.executable} failed: {done.stderr.strip()[:500]}")
-    return done.stdout
-
-
-def _store(path: Path, text: str) -> None:
-    """Write a cache entry so that it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    Path(file.name).replace(path)
+    try:
+        return found.listing(elf, "rocm")
+    except RuntimeError as error:
+        raise DisassemblerError(str(error)) from error
 
 
 def _image(elf: bytes) -> tuple[bytes, dict[str, int], list[tuple[int, int]]]:
