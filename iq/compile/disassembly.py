@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 # The first LLVM that decodes all of the supported gfx targets, and the newest to look for.
 OLDEST_LLVM, NEWEST_LLVM = 19, 25
@@ -73,6 +74,7 @@ _WIDTHS: tuple[tuple[str, Callable[[re.Match[str]], int]], ...] = (
 Mix = Mapping[str, int]
 
 
+@cache
 def classify(mnemonic: str, family: str) -> str:
     """The class of an instruction of a target family ("rocm", "cpu", "cuda")."""
     table = {"rocm": _AMDGPU, "cpu": _X86, "cuda": _PTX}[family]

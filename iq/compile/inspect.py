@@ -24,7 +24,7 @@ class Dispatch:
     """A kernel as the device runs it.
 
     facts: what the executable records, by the names of iq.codeobject.Kernel. mix: its instructions by class (iq.compile.disassembly), each
-    counted once however often it runs; None where there is no disassembler.
+    counted once however often it runs; None where nothing was disassembled.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Report:
 class _Reader:
     """Reads the executables of one vmfb, and notes what it cannot tell."""
 
-    objdump: Objdump | str
+    objdump: Objdump | str | None
     processors: list[str] = field(default_factory=list)
     dispatches: list[Dispatch] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
@@ -92,6 +92,8 @@ class _Reader:
             self.dispatches.append(Dispatch(name, {"code_bytes": size}, mixes.get(name)))
 
     def _mixes(self, elf: bytes, functions: Mapping[str, tuple[int, int]], family: str) -> Mapping[str, Mix]:
+        if self.objdump is None:
+            return {}
         if isinstance(self.objdump, str):
             self.notes[f"no instruction mix: {self.objdump}"] = None
             return {}
@@ -111,10 +113,13 @@ def _functions(elf: bytes) -> dict[str, tuple[int, int]]:
     return {f["DW_AT_name"].value.decode(): (f["DW_AT_low_pc"].value, f["DW_AT_high_pc"].value) for f in functions}
 
 
-def inspect_vmfb(data: bytes | memoryview, file: str, pattern: str = "*") -> Report:
-    """What is in a vmfb; of its functions and dispatches those whose names match a shell-style pattern. Raises BytecodeError."""
+def inspect_vmfb(data: bytes | memoryview, file: str, pattern: str = "*", objdump: Objdump | str | None = None) -> Report:
+    """What is in a vmfb; of its functions and dispatches those whose names match a shell-style pattern. Raises BytecodeError.
+
+    objdump: what Objdump.find gave. Without it no instruction mixes are made, which take far longer than all else.
+    """
     vmfb = Vmfb.parse(data)
-    reader = _Reader(Objdump.find())
+    reader = _Reader(objdump)
     for name, executable in vmfb.executables.items():
         reader.read(name, executable)
     return Report(
@@ -131,12 +136,12 @@ def inspect(path: str | Path, pattern: str = "*") -> list[Report]:
 
     Raises BytecodeError for a file that is no vmfb, and what iq.bundle.Bundle.open raises.
     """
-    path = Path(path)
+    path, objdump = Path(path), Objdump.find()
     if path.suffix == ".vmfb":
         if not path.is_file():
             raise BytecodeError(f"{path}: no such file")
-        reports = [inspect_vmfb(path.read_bytes(), str(path), pattern)]
+        reports = [inspect_vmfb(path.read_bytes(), str(path), pattern, objdump)]
     else:
         bundles = [Bundle.open(p) for p in find(path)]
-        reports = [inspect_vmfb(b.data(f.name), f"{b.path}/{f.name}", pattern) for b in bundles for f in b.manifest.files]
+        reports = [inspect_vmfb(b.data(f.name), f"{b.path}/{f.name}", pattern, objdump) for b in bundles for f in b.manifest.files]
     return [r for r in reports if r.functions or r.dispatches]
