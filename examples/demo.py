@@ -61,7 +61,7 @@ def check_tensor(w: iq.QTensor, table: Table) -> bool:
     """Run every op on one tensor; add a row each; whether all results are within bounds."""
     rng = np.random.default_rng(1)
     n, k = w.shape
-    values = gguf.quants.dequantize(w.to_bytes(), gguf.GGMLQuantizationType[w.format.upper().replace("_k", "_K")])
+    values = gguf.quants.dequantize(w.to_bytes(), gguf.GGMLQuantizationType[w.format.upper()])
     fine = True
 
     def row(op: str, call: Callable[[], iq.Buffer], error: Callable[[np.ndarray], float], bound: float) -> None:

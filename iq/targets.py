@@ -17,7 +17,7 @@ class Target:
     """One processor.
 
     id: as the device and the bundle spell it ("gfx942", "x86-64-v3", "sm_90").
-    family: "rocm", "cuda" or "cpu": the template of target functions, and the driver.
+    family: "rocm", "cuda" or "cpu": the template of target functions.
     wave: lanes that run in lockstep (1 on a CPU).
     dot: the instruction that multiplies four int8 pairs and adds them up.
     matrix: how the float mul_mat multiplies: the template of matrix functions; None where it has no tile kernel (CPU).
@@ -39,11 +39,6 @@ class Target:
     cpu_requires: frozenset[str] = frozenset()
 
     @property
-    def driver(self) -> str:
-        """IREE's HAL driver for the family ("hip", "cuda" or "local-task")."""
-        return {"rocm": "hip", "cuda": "cuda", "cpu": "local-task"}[self.family]
-
-    @property
     def executable_format(self) -> str:
         """IREE's name of the executable format inside the vmfb."""
         return {"rocm": "rocm-hsaco-fb", "cuda": "cuda-nvptx-fb", "cpu": "embedded-elf-x86_64"}[self.family]
@@ -51,7 +46,7 @@ class Target:
     @property
     def device_attribute(self) -> str:
         """The `#hal.device.target` attribute that a module for this target carries."""
-        driver, backend = ("local", "llvm-cpu") if self.family == "cpu" else (self.driver, self.family)
+        driver, backend = {"rocm": ("hip", "rocm"), "cuda": ("cuda", "cuda"), "cpu": ("local", "llvm-cpu")}[self.family]
         fields = {"rocm": self._rocm_fields, "cuda": self._cuda_fields, "cpu": self._cpu_fields}[self.family]()
         return f'#hal.device.target<"{driver}", [#hal.executable.target<"{backend}", "{self.executable_format}", {{{", ".join(fields)}}}>]>'
 

@@ -74,7 +74,7 @@ def dispatch(stage: Stage, spec: KernelSpec, target: Target) -> Dispatch:
     columns = 0 if not vec else int(spec.variant) if spec.variant.isdigit() else MAX_VEC_COLUMNS
     dtype = spec.variant if any(t.dtype == "variant" for t in spec.definition.outputs) else ""
     name = "_".join(str(p) for p in (stage.kernel, columns or dtype) if p)
-    return Dispatch(name, stage, columns, dtype, schedule(stage.kernel, target, FORMATS[spec.format], {"columns": columns}))
+    return Dispatch(name, stage, columns, dtype, schedule(stage.kernel, target, FORMATS[spec.format], columns))
 
 
 def _entry(spec: KernelSpec, target: Target) -> Entry:

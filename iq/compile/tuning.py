@@ -7,7 +7,6 @@ kernel's template uses (`threads`, `waves`, ...).
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from iq.formats import Format
 from iq.targets import Target
@@ -77,14 +76,14 @@ MATRIX_TILES: dict[str, MatrixTile] = {
 DOT_TILE = {"row_tile": 64, "column_tile": 64, "thread_rows": 4, "thread_columns": 4}
 
 
-def schedule(kernel: str, target: Target, fmt: type[Format], params: dict[str, Any]) -> Schedule:
+def schedule(kernel: str, target: Target, fmt: type[Format], columns: int) -> Schedule:
     """The schedule of a kernel on a target. Pure: the same arguments always give the same schedule."""
     cpu = target.family == "cpu"
     match kernel:
         case "mul_mat_vec" | "dequantize_mul_mat_vec":
             waves = 1 if cpu else VEC_WAVES
             rows = CPU_ROWS if cpu else VEC_WAVES
-            return Schedule(target.wave * waves, {"waves": waves, "row_tile": rows, "column_tile": params["columns"]})
+            return Schedule(target.wave * waves, {"waves": waves, "row_tile": rows, "column_tile": columns})
         case "dequantize" | "get_rows":
             threads = 1 if cpu else ELEMENT_THREADS
             values = CPU_VALUES if cpu else 8 * ELEMENT_THREADS

@@ -180,31 +180,31 @@ def _check_product(model: _Model, x: NDArray[np.float32], w: NDArray[np.float32]
 # ---- Activations: byte for byte as ggml
 
 
-def _activations(rng: np.random.Generator) -> Iterator[tuple[str, NDArray[np.float32], int]]:
-    """Names, activations, and the spans of 32 that their rows are padded to."""
+def _activations(rng: np.random.Generator) -> Iterator[tuple[str, Row, Row, dict[str, int]]]:
+    """Names, activations, the same with rows padded to whole spans of 32, and sizes."""
     for m, k, padding in ((1, 32, 32), (3, 256, 512), (2, 100, 128), (4, 16, 512), (1, 33, 64), (2, 4132, 64)):
         x = rng.standard_normal((m, k), dtype=np.float32) * np.float32(10)
         x[0, : min(k, 32)] = 0
         x[-1, k // 2 :] *= np.float32(1e-20)
         spans = -(-k // padding) * padding // 32
-        yield f"{m} x {k} padded to {spans * 32}", x, spans
+        sizes = {"columns": m, "k": k, "spans": spans}
+        yield f"{m} x {k} padded to {spans * 32}", x, np.pad(x, ((0, 0), (0, spans * 32 - k))), sizes
 
 
 def _quantize_q8_1(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     fmt = FORMATS["q8_1"]
-    for name, x, spans in _activations(rng):
-        want = formats.quantize(np.pad(x, ((0, 0), (0, spans * 32 - x.shape[1]))), fmt.name).view(np.int8)
-        sizes = {"columns": x.shape[0], "k": x.shape[1], "spans": spans}
-        yield Case(name, (x,), sizes, (((x.shape[0], spans * fmt.type_size), "i8"),), partial(_bytes, (want,)))
+    for name, x, padded, sizes in _activations(rng):
+        want = formats.quantize(padded, fmt.name).view(np.int8)
+        yield Case(name, (x,), sizes, (((len(x), sizes["spans"] * fmt.type_size), "i8"),), partial(_bytes, (want,)))
 
 
 def _quantize_q8_1_soa(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    for name, x, spans in _activations(rng):
-        quants, d = references.q8_1_quants(np.pad(x, ((0, 0), (0, spans * 32 - x.shape[1]))))
+    for name, x, padded, sizes in _activations(rng):
+        quants, d = references.q8_1_quants(padded)
         halves = quants.reshape(*d.shape, 2, 16).sum(-1, dtype=np.int32)
         sums = halves[..., 0] + 65536 * halves[..., 1]
         pairs = np.stack([d.view(np.int32), sums], axis=-1)
-        m, sizes = x.shape[0], {"columns": x.shape[0], "k": x.shape[1], "spans": spans}
+        m, spans = len(x), sizes["spans"]
         outputs = (((m, spans * 32), "i8"), ((m, spans * 8), "i8"))
         want = (quants.reshape(m, -1), pairs.view(np.int8).reshape(m, -1))
         yield Case(name, (x,), sizes, outputs, partial(_bytes, want))

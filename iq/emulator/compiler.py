@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from iq.emulator import (
     atomic_unit,
@@ -19,7 +18,6 @@ from iq.emulator import (
 )
 from iq.emulator.alu import COMPARE, DOT, PACKED, SAVEEXEC, SCALAR, VECTOR, matrix
 from iq.emulator.decoder import Instruction
-from iq.emulator.faults import EmulationError, UnknownInstruction
 from iq.emulator.program import LoadedCode
 from iq.emulator.registers import Waves
 from iq.emulator.steps import Step, Target
@@ -90,14 +88,3 @@ def _compile(instruction: Instruction, target: Target) -> Step:
     if atomic_unit.NAME.fullmatch(name):
         return atomic_unit.atomic(instruction, target)
     raise instruction.unknown()
-
-
-def unsupported(code: LoadedCode) -> Iterator[EmulationError]:
-    """The instructions of a code object's kernels that the emulator does not have."""
-    for kernel in code.kernels.values():
-        target = Target(code.code.processor, kernel.wave)
-        for index in code.program.of_kernel(kernel):
-            try:
-                compile_step(code, index, target)
-            except UnknownInstruction as error:
-                yield error.at(code.program.place(index))

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from iq.emulator.buffer_unit import PRIVATE_SEGMENT_BUFFER
 from iq.emulator.decoder import EXEC, TTMP
 from iq.emulator.faults import LaunchError
-from iq.emulator.program import LoadedCode
+from iq.emulator.kernargs import Dim3
+from iq.emulator.program import LoadedCode, aligned
 from iq.emulator.registers import Indices, Waves, Words
-
-Dim3 = tuple[int, int, int]
 
 _ARGUMENT_ALIGNMENT = 64
 # Scalar loads may read a few words more than there are.
@@ -49,10 +48,7 @@ class Dispatch:
         first, count = self._descriptor.preloaded_words
         self._preloaded = slice(first, first + count if preload else first)
         self._entry = code.program.index(self._descriptor.entry + (_PRELOAD_PROLOGUE if preload and count else 0))
-        self._storage = np.zeros(len(kernarg) + _ARGUMENT_SLACK + _ARGUMENT_ALIGNMENT, np.uint8)
-        skipped = -self._storage.ctypes.data % _ARGUMENT_ALIGNMENT
-        self._kernarg = self._storage[skipped : skipped + len(kernarg) + _ARGUMENT_SLACK]
-        self._kernarg[: len(kernarg)] = np.frombuffer(kernarg, np.uint8)
+        self._kernarg = aligned(kernarg, _ARGUMENT_ALIGNMENT, _ARGUMENT_SLACK)
 
     def readable(self) -> NDArray[np.uint64]:
         """Start and end of what the kernel may read besides allocations: its arguments and the code object."""

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from iq.compile.disassembly import classify
 from iq.emulator.alu import Mode, UnsupportedMode
 from iq.emulator.compiler import compile_step
-from iq.emulator.dispatch import Dim3, Dispatch
+from iq.emulator.dispatch import Dispatch
 from iq.emulator.faults import BarrierDeadlock, EmulationError, InstructionLimit, LaunchError
+from iq.emulator.kernargs import Dim3
 from iq.emulator.program import LoadedCode
 from iq.emulator.registers import Indices, Surroundings, Waves
 from iq.emulator.spaces import DeviceMemory, GlobalSpace, PartedSpace, Statistics
@@ -184,7 +185,7 @@ class Machine:
                     crew.pc[crew.rows] = result
                     return self._account(done, count)
                 elif result == STOP:
-                    self._arrived(crew, index)
+                    self._arrived(crew)
                     return self._account(done, count)
                 else:
                     index = result
@@ -201,7 +202,7 @@ class Machine:
                 raise
             raise EmulationError("execution past the end of the code", self._code.program.place(index)) from error
 
-    def _arrived(self, crew: Waves, index: int) -> None:
+    def _arrived(self, crew: Waves) -> None:
         if crew.waiting[crew.rows].any():
             self._statistics.barriers += crew.count
 

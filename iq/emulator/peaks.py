@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from iq.targets import DeviceId
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -49,6 +51,11 @@ PEAKS: Mapping[str, Gpu] = {
     # 64 CUs, boost 2970 MHz, 640 GB/s, 48.7 TFLOPS FP32, 195 FP16 matrix (dense).
     "gfx1201": Gpu("RX 9070 XT", 64, 2.970e9, 640e9, vector=256, matrix=1024),
 }
+
+
+def peaks_of(target: str) -> Gpu | None:
+    """The GPU of a target id, features included; None where it is not in the table."""
+    return PEAKS.get(DeviceId.parse(target).processor)
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,6 @@ class Descriptor:
     """
 
     entry: int
-    lds: int
-    scratch: int
     rsrc1: int
     rsrc2: int
     properties: int
@@ -47,14 +45,9 @@ class Descriptor:
     @classmethod
     def parse(cls, data: bytes, address: int) -> Descriptor:
         """From the 64 bytes of a NAME.kd symbol at an address."""
-        lds, scratch = struct.unpack_from("<II", data, 0)
         (entry,) = struct.unpack_from("<q", data, 16)
         rsrc1, rsrc2, properties, preload = struct.unpack_from("<IIHH", data, 48)
-        return cls(address + entry, lds, scratch, rsrc1, rsrc2, properties, preload)
-
-    @property
-    def wave(self) -> int:
-        return 32 if self.properties >> 10 & 1 else 64
+        return cls(address + entry, rsrc1, rsrc2, properties, preload)
 
     @property
     def user_sgprs(self) -> int:
@@ -140,10 +133,7 @@ class LoadedCode:
         self.program = program
         self.kernels: Mapping[str, Kernel] = {k.name: k for k in code.kernels}
         image, symbols, relocations = _image(code.elf)
-        storage = np.zeros(len(image) + _SLACK + _PAGE, np.uint8)
-        first = -storage.ctypes.data % _PAGE
-        self.image: NDArray[np.uint8] = storage[first : first + len(image) + _SLACK]
-        self.image[: len(image)] = np.frombuffer(image, np.uint8)
+        self.image = aligned(image, _PAGE, _SLACK)
         self.base = int(self.image.ctypes.data)
         for offset, value in relocations:
             self.image[offset : offset + 8] = np.frombuffer(struct.pack("<Q", self.base + value), np.uint8)
@@ -157,6 +147,15 @@ class LoadedCode:
         """Load a code object. Raises BytecodeError for a malformed one, DisassemblerError without a usable llvm-objdump."""
         code = CodeObject.parse(elf)
         return cls(code, Program.disassemble(code, cache))
+
+
+def aligned(data: bytes, boundary: int, slack: int) -> NDArray[np.uint8]:
+    """A copy that starts on a boundary, with `slack` zeros after it."""
+    storage = np.zeros(len(data) + slack + boundary, np.uint8)
+    first = -storage.ctypes.data % boundary
+    copy = storage[first : first + len(data) + slack]
+    copy[: len(data)] = np.frombuffer(data, np.uint8)
+    return copy
 
 
 def _listing(elf: bytes) -> str:

@@ -95,10 +95,10 @@ def q8_1(x: NDArray[np.float32]) -> NDArray[np.float64]:
     return (quants.astype(np.float64) * d[..., None]).reshape(x.shape)
 
 
-def nmse(got: NDArray[np.floating], want: NDArray[np.floating]) -> float:
-    """sum((got - want)^2) / sum(want^2), in float64. NaN never passes a comparison."""
+def nmse(got: NDArray[np.floating], want: NDArray[np.floating], energy: float = 0.0) -> float:
+    """sum((got - want)^2) / sum(want^2), in float64, or by `energy` where that is more. NaN never passes a comparison."""
     got, want = got.astype(np.float64), want.astype(np.float64)
-    return float(np.square(got - want).sum() / max(np.square(want).sum(), np.finfo(np.float64).tiny))
+    return float(np.square(got - want).sum() / max(np.square(want).sum(), energy, np.finfo(np.float64).tiny))
 
 
 def mul_mat_nmse(got: NDArray[np.floating], x: NDArray[np.floating], w: NDArray[np.floating]) -> float:
@@ -111,4 +111,4 @@ def mul_mat_nmse(got: NDArray[np.floating], x: NDArray[np.floating], w: NDArray[
     want = x @ w.T
     energy = (np.square(x) @ np.square(w).T).sum() if want.size < 64 else 0.0
     with np.errstate(over="ignore"):  # results may be off by any factor
-        return float(np.square(got - want).sum() / max(np.square(want).sum(), energy, np.finfo(np.float64).tiny))
+        return nmse(got, want, energy)

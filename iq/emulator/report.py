@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from iq.emulator.peaks import PEAKS, Gpu
+from iq.emulator.peaks import Gpu, peaks_of
 from iq.emulator.verify import KernelReport, TargetReport
 
 _STYLE = """
@@ -79,7 +79,7 @@ def _summary(reports: Iterable[TargetReport]) -> str:
 
 
 def _target(report: TargetReport) -> str:
-    gpu = PEAKS.get(report.target.partition(":")[0])
+    gpu = peaks_of(report.target)
     return (
         f'<h2 id="{escape(report.target)}">{escape(report.target)}</h2>'
         "<h3>Kernels</h3><p>Counts are of a kernel's largest case, bytes what its instructions moved, by the bits of one lane's access.</p>"
@@ -153,7 +153,7 @@ def _cases(kernel: KernelReport) -> str:
 
 def _roofline(kernels: Sequence[KernelReport], gpu: Gpu) -> str:
     """Intensity against the rate that a GPU could reach at most, both logarithmic, with a mark for each product."""
-    points = [(k.key, k.roofline) for k in kernels if k.roofline and k.roofline.intensity and k.roofline.ridge]
+    points = [(k.key, r.intensity, r.ridge, r.bound) for k in kernels if (r := k.roofline) and r.intensity and r.ridge]
     if not points:
         return ""
     width, height, left, bottom = 720, 300, 60, 40
@@ -179,14 +179,12 @@ def _roofline(kernels: Sequence[KernelReport], gpu: Gpu) -> str:
             'fill="none" stroke="#888"/>'
             f'<text x="{width - 4}" y="{y(peak) - 4:.1f}" text-anchor="end">{", ".join(units)}: {peak / 1e12:.0f} T/s</text>'
         )
-    for key, roof in points:
-        if roof.intensity is None or roof.ridge is None:
-            continue
-        reached = min(roof.intensity, roof.ridge) * gpu.bandwidth
+    for key, intensity, ridge, bound in points:
+        reached = min(intensity, ridge) * gpu.bandwidth
         parts.append(
-            f'<circle cx="{x(roof.intensity):.1f}" cy="{y(reached):.1f}" r="3.5" fill="#268bd2" fill-opacity=".5">'
-            f"<title>{escape(key)}: {roof.intensity:.2f} operations a byte, at most {reached / 1e12:.2f} T/s, "
-            f"bound by {escape(roof.bound)}</title></circle>"
+            f'<circle cx="{x(intensity):.1f}" cy="{y(reached):.1f}" r="3.5" fill="#268bd2" fill-opacity=".5">'
+            f"<title>{escape(key)}: {intensity:.2f} operations a byte, at most {reached / 1e12:.2f} T/s, "
+            f"bound by {escape(bound)}</title></circle>"
         )
     parts += [
         f'<text x="{x(10.0**power):.1f}" y="{height - bottom + 16}" text-anchor="{"end" if power == high else "middle"}">1e{power}</text>'

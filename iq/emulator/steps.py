@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from iq.emulator.registers import Indices, Waves
 
@@ -30,6 +29,3 @@ class Target:
         found = re.fullmatch(r"gfx(\d+)[0-9a-f]{2}", self.processor)
         assert found, self.processor  # the code object's reader knows only such
         return int(found[1])
-
-
-Compile = Callable[[Any, Target], Step]

@@ -21,7 +21,7 @@ from iq.device import Device
 from iq.emulator.cases import Case, Check, cases
 from iq.emulator.device import Launch
 from iq.emulator.machine import Statistics
-from iq.emulator.peaks import PEAKS, Roofline, Work, roofline
+from iq.emulator.peaks import Roofline, Work, peaks_of, roofline
 from iq.emulator.references import Array
 from iq.errors import IqError, TargetError
 from iq.ops import KernelSpec
@@ -193,7 +193,7 @@ def verify_bundle(
         file.name.removesuffix(".vmfb"): {d.name: d.facts for d in inspect_vmfb(bundle.data(file.name), file.name).dispatches}
         for file in manifest.files
     }
-    gpu = PEAKS.get(manifest.device_id.processor)
+    gpu = peaks_of(manifest.target)
     seconds = time.perf_counter() - started
     return TargetReport(str(bundle.path), manifest.target, gpu.name if gpu else "", tuple(reports), dispatches, seconds)
 
@@ -217,7 +217,7 @@ class Runner:
 
     def _placed(self, spec: KernelSpec, report: KernelReport) -> KernelReport:
         """The report with the roofline position of its largest case."""
-        gpu = PEAKS.get(self._target.id.partition(":")[0])
+        gpu = peaks_of(self._target.id)
         if not gpu or not report.instructions:
             return report
         largest = report.largest

@@ -45,25 +45,16 @@ DTYPES: dict[str, Dtype] = {
     )
 }
 
-_LONG_NAMES = {
-    "float16": "f16",
-    "float32": "f32",
-    "float64": "f64",
-    "bfloat16": "bf16",
-    "uint8": "u8",
-    "int8": "i8",
-    "uint32": "u32",
-    "int32": "i32",
-    "int64": "i64",
-}
+# numpy's names too: "f32" and "float32".
+_BY_NAME = {str(dtype.numpy.name): dtype for dtype in DTYPES.values()} | DTYPES
 
 
 def dtype_of(what: Any) -> Dtype:
     """The element type of a name ("f32", "float32"), a numpy type or a Dtype. Raises DtypeError for one that buffers do not hold."""
     if isinstance(what, Dtype):
         return what
-    if isinstance(what, str) and (name := _LONG_NAMES.get(what, what)) in DTYPES:
-        return DTYPES[name]
+    if isinstance(what, str) and what in _BY_NAME:
+        return _BY_NAME[what]
     try:
         wanted = np.dtype(what)
     except TypeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -73,17 +74,14 @@ class Library:
         self._device = device
         self._cpu_flags = cpu_flags
         self._provider = provider
-        self._target: Target | None = None
         self._modules: dict[str, Module] = {}
         self._kernels: dict[KernelSpec, Kernel] = {}
         self._loading = threading.Lock()
 
-    @property
+    @cached_property
     def target(self) -> Target:
         """The target whose kernels the device runs. Raises NoArtifactError when the provider has none for it."""
-        if self._target is None:
-            self._target = self._provider.target(self._device, self._cpu_flags)
-        return self._target
+        return self._provider.target(self._device, self._cpu_flags)
 
     def kernel(self, spec: KernelSpec) -> Kernel:
         """A kernel, loading its module at first. Raises NoArtifactError, NoKernelError, BytecodeError or what the provider raises."""

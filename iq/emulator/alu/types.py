@@ -38,7 +38,6 @@ SCALAR_TYPES: Mapping[str, np.dtype[Any]] = {
 #   mix     of v_fma_mix and v_mad_mix: f32, or the half that op_sel and op_sel_hi name, converted exactly; always passed as f32
 #   simm16  a 16-bit immediate, sign extended to i32;  uimm16: zero extended to u32
 #   bitop3  the modifier of that name, a Python int; no operand
-SPECIAL_SOURCES = frozenset({"mask", "scc", "lane", "mix", "simm16", "uimm16", "bitop3"})
 # And results that are none: mask (a comparison's lanes, bool), none (only SCC).
 
 # Elements of a whole register, for dot products: the function gets them on one more, last axis (see `unpack`). The signedness of iu8x4 and
