@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import gguf
@@ -19,7 +19,9 @@ from iq.errors import DtypeError, FormatError, ShapeError
 from iq.formats import FORMATS, Format, dequantize, format_of, quantize
 from iq.quant_search import make_qkx2_quants, make_qp_quants, nearest_int, sum_in_order
 
-GOLDEN = Path(__file__).parent / "golden"
+# ggml's own results for a format: q = its bytes of w (made by its function `quantizer`), deq = its floats of q, and so on.
+Golden = Callable[[str], dict[str, NDArray[Any]]]
+
 QUANTIZED = [name for name, form in FORMATS.items() if form.block_size > 1]
 PLAIN = [name for name in FORMATS if name not in QUANTIZED]
 
@@ -35,12 +37,6 @@ EXTREMES = {
 # The largest error of a weight over the largest weight of its block, for normal weights: half a step (q4_0: a step, at the end that its 8
 # cannot reach), the rounding of d to f16, and for the K-quants that of the scales to 6 or 8 bits.
 WORST_ERROR = {"q4_0": 0.1255, "q8_0": 0.0045, "q8_1": 0.0045, "q4_k": 0.09, "q6_k": 0.0165}
-
-
-def golden(name: str) -> dict[str, NDArray[Any]]:
-    """ggml's own results for a format: q = its bytes of w (made by its function `quantizer`), deq = its floats of q, and so on."""
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return dict(file)
 
 
 def normal(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
@@ -89,7 +85,7 @@ def extreme_imatrix() -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_quantize_gives_ggmls_bytes(name: str) -> None:
+def test_quantize_gives_ggmls_bytes(golden: Golden, name: str) -> None:
     data = golden(name)
     assert data["quantizer"] == ("from_float_ref" if name == "q8_1" else "chunk")
     packed = quantize(data["w"], name)
@@ -98,13 +94,13 @@ def test_quantize_gives_ggmls_bytes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in QUANTIZED if name != "q8_1"])
-def test_quantize_with_imatrix_gives_ggmls_bytes(name: str) -> None:
+def test_quantize_with_imatrix_gives_ggmls_bytes(golden: Golden, name: str) -> None:
     data = golden(name)
     np.testing.assert_array_equal(quantize(data["w"], name, data["imatrix"]), data["q_imatrix"])
 
 
 @pytest.mark.parametrize("name", [name for name in QUANTIZED if name != "q8_1"])
-def test_dequantize_gives_ggmls_floats(name: str) -> None:
+def test_dequantize_gives_ggmls_floats(golden: Golden, name: str) -> None:
     data = golden(name)
     assert_same_bits(dequantize(data["q"], name), data["deq"])
 
@@ -128,7 +124,7 @@ def test_bytes_do_not_depend_on_how_the_work_is_divided(name: str, weighted: boo
 
 
 @pytest.mark.parametrize("name", ["q4_k", "q6_k"])
-def test_a_block_alone_gives_the_bytes_it_has_in_a_matrix(name: str) -> None:
+def test_a_block_alone_gives_the_bytes_it_has_in_a_matrix(golden: Golden, name: str) -> None:
     """A single column of a sum is where numpy would leave C's order."""
     data = golden(name)
     size = FORMATS[name].type_size
