@@ -7,7 +7,6 @@ scratch memory through it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,28 +25,24 @@ _ALL = np.uint32(0xFFFF_FFFF)
 PRIVATE_SEGMENT_BUFFER: tuple[int, int, int, int] = (0, int(SWIZZLED), int(_ALL), 0)
 
 
-@dataclass(frozen=True)
 class Buffer:
     """The operands of a buffer instruction, as the waves see them."""
 
-    instruction: Instruction
-    vector: Operand
-    resource: Operand
-    scalar: Operand
-
-    def __post_init__(self) -> None:
-        self.instruction.allow("offset", "offen", "lds", *CACHE_HINTS)
-        if self.resource.kind != "s" or self.resource.count != 4:
-            raise self.instruction.unknown(f"operand {self.resource.text}")
-        if (self.vector.kind == "v") != ("offen" in self.instruction.modifiers):
-            raise self.instruction.unknown(f"operand {self.vector.text}")
+    def __init__(self, instruction: Instruction, vector: Operand, resource: Operand, scalar: Operand) -> None:
+        instruction.allow("offset", "offen", "lds", *CACHE_HINTS)
+        if resource.kind != "s" or resource.count != 4:
+            raise instruction.unknown(f"operand {resource.text}")
+        if (vector.kind == "v") != ("offen" in instruction.modifiers):
+            raise instruction.unknown(f"operand {vector.text}")
+        self.instruction, self.resource = instruction, resource
+        self._offset = np.array([[instruction.integer("offset")]], np.int64)
+        self._parts = [operands.raw(instruction, operand) for operand in ((scalar, vector) if vector.kind == "v" else (scalar,))]
 
     def offset(self, waves: Waves) -> Addresses:
         """Bytes from the buffer's start, [waves, lanes]."""
-        total = np.full((waves.count, 1), self.instruction.integer("offset"), np.int64)
-        total += operands.raw(self.instruction, self.scalar)(waves)
-        if self.vector.kind == "v":
-            total = total + operands.raw(self.instruction, self.vector)(waves)
+        total = self._offset
+        for part in self._parts:
+            total = total + part(waves)
         return np.broadcast_to(total, (waves.count, waves.lanes))
 
     def base(self, waves: Waves) -> Addresses:

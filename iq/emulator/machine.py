@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iq.compile.disassembly import classify
-from iq.emulator.alu import Mode, UnsupportedMode
+from iq.emulator.alu import MatrixOperandError, Mode, UnsupportedMode
 from iq.emulator.compiler import compile_step
 from iq.emulator.dispatch import Dispatch
 from iq.emulator.faults import BarrierDeadlock, EmulationError, InstructionLimit, LaunchError
@@ -195,7 +195,7 @@ class Machine:
             return self._account(done, count)
         except EmulationError as error:
             raise error.at(self._code.program.place(index)) from error
-        except UnsupportedMode as error:
+        except (UnsupportedMode, MatrixOperandError) as error:
             raise EmulationError(str(error), self._code.program.place(index)) from error
         except IndexError as error:
             if index < len(steps):

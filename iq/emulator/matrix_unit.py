@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iq.emulator import operands
-from iq.emulator.alu import MatrixOp, MatrixOperandError, Modifiers
+from iq.emulator.alu import MatrixOp, Modifiers
 from iq.emulator.decoder import Instruction, Operand
-from iq.emulator.faults import EmulationError
 from iq.emulator.operands import Reader
 from iq.emulator.registers import Waves, Words
 from iq.emulator.steps import Step, Target
@@ -34,12 +33,8 @@ def multiply(instruction: Instruction, op: MatrixOp, target: Target) -> Step:
     def step(waves: Waves) -> None:
         if wmma and waves.active() is not None:
             raise instruction.unknown("WMMA with inactive lanes")
-        try:
-            left, right = rows(waves), columns(waves)
-        except MatrixOperandError as error:
-            raise EmulationError(str(error)) from error
         old = _stacked(waves, read_old) if op.spread_d else None
-        result = op.multiply(left, right, _stacked(waves, read_c), modifiers, old)
+        result = op.multiply(rows(waves), columns(waves), _stacked(waves, read_c), modifiers, old)
         for k in range(op.registers_d):
             waves.write_vector(register + k, result[:, k], None)
 

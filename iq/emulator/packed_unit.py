@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from iq.emulator import operands
 from iq.emulator.alu import types
@@ -15,7 +12,7 @@ from iq.emulator.lanes import DPP_MODIFIERS, Dpp
 from iq.emulator.operands import Reader
 from iq.emulator.registers import Waves, Words
 from iq.emulator.steps import Step, Target
-from iq.emulator.vector_unit import Compute, Store, applied, clamped
+from iq.emulator.vector_unit import Compute, Store, computed, storing
 
 _HALVES = ("op_sel", "op_sel_hi", "neg_lo", "neg_hi")
 _LOW, _HIGH = np.uint32(0x0000_FFFF), np.uint32(0xFFFF_0000)
@@ -71,17 +68,6 @@ def _element(instruction: Instruction, operand: Operand, code: str, high: bool, 
     return operands.typed(operands.raw(instruction, operand, code), code, high=high, negate=negate)
 
 
-def computed(instruction: Instruction, op: Op, readers: list[Reader]) -> Compute:
-    """A row's function on its sources, clamped if the instruction says so."""
-    if "clamp" not in instruction.modifiers:
-        return applied(op, readers)
-    if op.saturating is not None:
-        return applied(Op(op.result, op.sources, op.saturating, op.moded), readers)
-    if op.result not in ("f16", "bf16", "f32"):
-        raise instruction.unknown("clamp")
-    return clamped(applied(op, readers), op.result)
-
-
 def move_pair(instruction: Instruction, target: Target) -> Step:
     """v_pk_mov_b32: op_sel names the word of each source."""
     instruction.allow("op_sel", "op_sel_hi")
@@ -119,17 +105,7 @@ def split_dot(instruction: Instruction, op: Op, target: Target) -> tuple[Compute
         _dot_source(instruction, operand, code, position, dpp if position == 0 else None)
         for position, (operand, code) in enumerate(zip(printed, op.sources, strict=True))
     ]
-    compute = computed(instruction, op, readers)
-    lanes_written = dpp.mask if dpp else Waves.active
-    if types.dtype(op.result).itemsize == 2:
-        register, high = destination.register, destination.half == "h"
-
-        def store_half(waves: Waves, value: NDArray[Any]) -> None:
-            waves.write_vector(register, operands.half_merged(waves, register, value, high, keep=True), lanes_written(waves))
-
-        return compute, store_half
-    write = operands.vector_writer(instruction, destination, op.result)
-    return compute, lambda waves, value: write(waves, value, lanes_written(waves))
+    return computed(instruction, op, readers), storing(instruction, op, destination, None, len(printed), dpp, target)
 
 
 def _dot_source(instruction: Instruction, operand: Operand, code: str, position: int, dpp: Dpp | None) -> Reader:

@@ -15,6 +15,7 @@ from iq.emulator.operands import Reader
 from iq.emulator.program import LoadedCode
 from iq.emulator.registers import Mask, Waves
 from iq.emulator.steps import STOP, Result, Step, Target
+from iq.emulator.vector_unit import applied
 
 # What has no effect here: waiting for results that are there already, hints, caches (all waves see one memory), messages to the driver.
 # The timing that they are for is not modelled: a missing s_waitcnt goes unnoticed.
@@ -48,9 +49,10 @@ def arithmetic(instruction: Instruction, op: Op, target: Target) -> Step:
     if printed:
         raise instruction.unknown("too many operands")
     write = operands.scalar_writer(instruction, destination, op.result) if destination else None
+    compute = applied(op, readers)
 
     def step(waves: Waves) -> None:
-        value, scc = op.bind(waves.mode)(*[read(waves) for read in readers])
+        value, scc = compute(waves)
         if write:
             write(waves, value)
         if scc is not None:
@@ -82,7 +84,7 @@ def save_exec(instruction: Instruction, op: Op, target: Target) -> Step:
 
     def step(waves: Waves) -> None:
         before = current(waves)
-        after, scc = op.bind(waves.mode)(read(waves), before)
+        after, scc = op.function(read(waves), before)
         write(waves, after if wrexec else before)
         change(waves, after)
         waves.scc = scc

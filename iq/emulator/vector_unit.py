@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,8 @@ def split(instruction: Instruction, op: Op, target: Target) -> tuple[Compute, St
     destination, *printed = instruction.operands
     carry = printed.pop(0) if op.carries else None
     readers = sources(instruction, op, destination, printed, dpp)
-    compute = _compute(instruction, op, readers)
-    return compute, _store(instruction, op, destination, carry, len(printed), dpp, target)
+    compute = computed(instruction, op, readers)
+    return compute, storing(instruction, op, destination, carry, len(printed), dpp, target)
 
 
 def _encoding_modifiers(instruction: Instruction) -> tuple[str, ...]:
@@ -135,14 +136,14 @@ def _selected(instruction: Instruction, operand: Operand, words: Reader, modifie
     return lambda waves: (words(waves) << up) >> down
 
 
-def _compute(instruction: Instruction, op: Op, readers: list[Reader]) -> Compute:
-    """The row's function on its sources, then the output modifiers."""
+def computed(instruction: Instruction, op: Op, readers: list[Reader]) -> Compute:
+    """A row's function on its sources, then the output modifiers."""
     clamp = "clamp" in instruction.modifiers
     is_float = op.result in _FLOATS
     if clamp and not is_float:
         if op.saturating is None:
             raise instruction.unknown("clamp")
-        op = Op(op.result, op.sources, op.saturating, op.moded, carries=op.carries)
+        op = replace(op, function=op.saturating)
     factor = {2: 2.0, 4: 4.0}.get(instruction.integer("mul"), 0.5 if instruction.integer("div") == 2 else None)
     compute = applied(op, readers)
     if ("mul" in instruction.modifiers or "div" in instruction.modifiers) and (factor is None or not is_float):
@@ -194,9 +195,10 @@ def _moded(op: Op, readers: list[Reader]) -> Compute:
     return compute
 
 
-def _store(
+def storing(
     instruction: Instruction, op: Op, destination: Operand, carry: Operand | None, inputs: int, dpp: Dpp | None, target: Target
 ) -> Store:
+    """Writing a row's result, and with `carry` its carry, to the lanes that are on. inputs: how many sources are printed."""
     lanes_written: Callable[[Waves], Mask | None] = dpp.mask if dpp else Waves.active
     if instruction.encoding == "sdwa":
         write = _sdwa_writer(instruction, destination, op.result)
@@ -242,7 +244,7 @@ def _sdwa_writer(instruction: Instruction, destination: Operand, code: str) -> A
         raise instruction.unknown("a 64-bit result with SDWA")
 
     def write(waves: Waves, value: NDArray[Any], mask: Mask | None) -> None:
-        words: Words = value.view(unsigned).astype(np.uint32)
+        words: Words = value.view(unsigned).astype(np.uint32, copy=False)
         if width < 32:
             within = np.uint32((1 << int(width)) - 1)
             if unused == "UNUSED_SEXT":
@@ -259,7 +261,7 @@ def _sdwa_writer(instruction: Instruction, destination: Operand, code: str) -> A
 
 def comparison(instruction: Instruction, op: Op, target: Target) -> Step:
     """A step for a row of COMPARE: inactive lanes give 0. v_cmpx writes EXEC, on gfx9 its destination as well."""
-    instruction.allow("op_sel", *_encoding_modifiers(instruction), *(("clamp",) if op.saturating else ()))
+    instruction.allow("op_sel", *_encoding_modifiers(instruction))
     dpp = Dpp(instruction, target.lanes) if instruction.encoding == "dpp" else None
     printed = list(instruction.operands)
     to_exec = instruction.mnemonic.startswith("v_cmpx")

@@ -19,8 +19,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from iq.emulator.alu.floats import bits, floating, flush, fma64, ldexp, odd_fma, round_fraction
-from iq.emulator.alu.types import Array, Function, Mode, Op
+from iq.emulator.alu.floats import bits, floating, fma64, ldexp, odd_fma, round_fraction
+from iq.emulator.alu.types import Array, Function, Op
 
 
 @dataclass(frozen=True)
@@ -125,27 +125,9 @@ def _fixup_range(form: _Format) -> Function:
     return fixup
 
 
-def _div_scale(form: _Format) -> Op:
-    scale = _scale(form)
-
-    def under(mode: Mode) -> Function:
-        setting = mode.denormals(form.code)
-        mode.require_nearest(form.code)
-        if setting == 3:
-            return scale
-
-        def flushing(*sources: Array) -> tuple[Array, Array]:
-            value, mask = scale(*(flush(x) if setting in (0, 2) else x for x in sources))
-            return flush(value) if setting in (0, 1) else value, mask
-
-        return flushing
-
-    return Op(form.code, (form.code,) * 3, under, moded=True, carries=True)
-
-
 DIVISION: Mapping[str, Op] = {
-    "v_div_scale_f32": _div_scale(_F32),
-    "v_div_scale_f64": _div_scale(_F64),
+    "v_div_scale_f32": floating("f32", ("f32",) * 3, _scale(_F32), carries=True),
+    "v_div_scale_f64": floating("f64", ("f64",) * 3, _scale(_F64), carries=True),
     "v_div_fmas_f32": floating("f32", ("f32", "f32", "f32", "mask"), _fmas32),
     "v_div_fmas_f64": floating("f64", ("f64", "f64", "f64", "mask"), _fmas64),
     "v_div_fixup_f16": floating("f16", ("f16", "f16", "f16"), _fixup, keeps=True),

@@ -55,9 +55,11 @@ def flushed(function: Function, inputs: list[bool], output: bool) -> Function:
     if not any(inputs) and not output:
         return function
 
-    def wrapped(*sources: Array) -> Array:
+    def wrapped(*sources: Array) -> Any:
         r = function(*(flush(x) if f else x for x, f in zip(sources, inputs, strict=True)))
-        return flush(r) if output else r
+        if not output:
+            return r
+        return (flush(r[0]), *r[1:]) if isinstance(r, tuple) else flush(r)  # (v_div_scale has a mask as well)
 
     return wrapped
 

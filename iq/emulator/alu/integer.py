@@ -141,6 +141,17 @@ def popcount(x: Array) -> Array:
     return count.astype(u32)
 
 
+def field_mask(code: str) -> Function:
+    """So many ones, from a bit on."""
+    unit = SCALAR_TYPES[code].type
+
+    def mask(width: Array, offset: Array) -> Array:
+        ones = left(np.ones(width.shape, unit), width) - unit(1)
+        return left(ones, offset)
+
+    return mask
+
+
 def _lanes_below(mask: Array, value: Array, lane: Array, first: int) -> Array:
     """`value` and the ones of a mask word that belong to lower lanes; its bit 0 is lane `first`."""
     below = np.clip(lane.astype(i64) - first, 0, 32).astype(u64)
@@ -283,7 +294,7 @@ _BITS: Mapping[str, Op] = {
     "v_lshl_add_u64": Op("u64", ("u64", "u32", "u64"), lambda a, b, c: (a << (b & u32(7)).astype(u64)) + c),
     "v_bfe_u32": _ternary("u32", bfe_u32),
     "v_bfe_i32": Op("i32", ("i32", "u32", "u32"), bfe_i32),
-    "v_bfm_b32": _binary("u32", lambda width, offset: left(left(np.ones_like(width), width) - u32(1), offset)),
+    "v_bfm_b32": _binary("u32", field_mask("u32")),
     "v_bfrev_b32": Op("u32", ("u32",), reverse_bits),
     "v_bcnt_u32_b32": _binary("u32", lambda a, b: popcount(a) + b),
     "v_ffbh_u32": Op("i32", ("u32",), leading_zeros),

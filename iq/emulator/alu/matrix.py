@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iq.emulator.alu.floats import flush
-from iq.emulator.alu.types import SCALAR_TYPES, Array
+from iq.emulator.alu.types import SCALAR_TYPES, Array, unpack
 from iq.errors import IqError
 
 Indices = NDArray[np.intp]
@@ -157,8 +157,7 @@ class MatrixOp:
         words = _lane_elements(registers, np.dtype(np.uint64) if _ELEMENT_BITS[code] == 64 else np.dtype(np.uint32))
         words = words.reshape(len(registers), -1).take(self._source_words, axis=1)
         if code == "iu4":
-            nibbles = ((words[..., None] >> np.arange(0, 32, 4, dtype=np.uint32)) & np.uint32(15)).astype(np.int8)
-            return ((nibbles ^ 8) - 8 if low else nibbles).reshape(*words.shape[:-1], -1).astype(np.float32)
+            return unpack(words, "i4x8" if low else "u4x8").reshape(*words.shape[:-1], -1).astype(np.float32)
         if self.d == "i32":
             # The sum of at most 64 products of 8 bits is exact in f32.
             return words.view(np.int8 if low or code == "i8" else np.uint8).astype(np.float32)

@@ -9,7 +9,7 @@ import numpy as np
 
 from iq.emulator.alu import integer
 from iq.emulator.alu.compare import COMPARE
-from iq.emulator.alu.integer import add_carry, left, right, sub_borrow, wide, with_names
+from iq.emulator.alu.integer import add_carry, field_mask, left, popcount, right, sub_borrow, wide, with_names
 from iq.emulator.alu.types import SCALAR_TYPES, Array, Function, Mode, Op
 from iq.emulator.alu.vector import VECTOR
 
@@ -78,16 +78,6 @@ def _bfe(code: str) -> Function:
     return extract
 
 
-def _field_mask(code: str) -> Function:
-    unit = SCALAR_TYPES[code].type
-
-    def mask(width: Array, offset: Array) -> Array:
-        ones = left(np.ones(width.shape, unit), width) - unit(1)
-        return left(ones, offset)
-
-    return mask
-
-
 def _bitset(code: str, value: bool) -> Function:
     unit = SCALAR_TYPES[code].type
 
@@ -117,10 +107,6 @@ def _trailing_zeros64(x: Array) -> Array:
 def _reverse64(x: Array) -> Array:
     high, low = (x >> u64(32)).astype(u32), x.astype(u32)
     return (integer.reverse_bits(low).astype(u64) << u64(32)) | integer.reverse_bits(high)
-
-
-def _popcount(x: Array) -> Array:
-    return np.bitwise_count(x).astype(u32)
 
 
 def _whole_quads(x: Array) -> Array:
@@ -185,10 +171,10 @@ def _bits(size: int) -> dict[str, Op]:
         f"s_ashr_i{size}": Op(i, (i, "u32"), _tests(right)),
         f"s_bfe_u{size}": Op(u, (u, "u32"), _tests(_bfe(u))),
         f"s_bfe_i{size}": Op(i, (i, "u32"), _tests(_bfe(i))),
-        f"s_bfm_b{size}": Op(u, ("u32", "u32"), _leaves(_field_mask(u))),
+        f"s_bfm_b{size}": Op(u, ("u32", "u32"), _leaves(field_mask(u))),
         f"s_brev_b{size}": Op(u, (u,), _leaves(reverse)),
-        f"s_bcnt0_i32_b{size}": Op("u32", (u,), _tests(lambda x: _popcount(~x))),
-        f"s_bcnt1_i32_b{size}": Op("u32", (u,), _tests(_popcount)),
+        f"s_bcnt0_i32_b{size}": Op("u32", (u,), _tests(lambda x: popcount(~x))),
+        f"s_bcnt1_i32_b{size}": Op("u32", (u,), _tests(popcount)),
         f"s_ff0_i32_b{size}": Op("i32", (u,), _leaves(lambda x: ctz(~x))),
         f"s_ff1_i32_b{size}": Op("i32", (u,), _leaves(ctz)),
         f"s_flbit_i32_b{size}": Op("i32", (u,), _leaves(clz)),
