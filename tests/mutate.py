@@ -165,8 +165,9 @@ def mutants(instructions: list[Instruction], elf: bytes, processor: str) -> list
     """Every change that can be made."""
     wanted = [(i, kind, text) for i in instructions for kind, text in candidates(i)]
     found = [Mutant(i, "delete", "s_nop 0", S_NOP * (i.size // 4)) for i in instructions if not i.text.startswith("s_nop")]
+    shift = file_offset(elf, 0)
     for (instruction, kind, text), code in zip(wanted, assemble([text for _, _, text in wanted], processor), strict=True):
-        at = file_offset(elf, instruction.address)
+        at = instruction.address + shift
         if code and len(code) == instruction.size and code != elf[at : at + instruction.size]:
             found.append(Mutant(instruction, kind, text, code))
     return found

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from iq import codeobject
-from iq.compile.disassembly import Objdump
+from iq.compile.disassembly import Objdump, mnemonics
 from iq.compile.ondemand import CompileOnDemand
 from iq.emulator.alu import COMPARE, DOT, PACKED, SAVEEXEC, SCALAR, VECTOR, matrix
 from iq.formats import FORMATS
@@ -24,10 +24,10 @@ MACHINE = re.compile(
 )
 
 
-def mnemonics(elf: bytes, objdump: Objdump) -> Iterator[str]:
+def mnemonics_of(elf: bytes, objdump: Objdump) -> Iterator[str]:
     for line in objdump.listing(elf, "rocm").splitlines():
         if line.startswith("\t"):
-            yield from (half.split()[0] for half in line.split("//")[0].split("::"))  # two of a dual issue
+            yield from mnemonics(line.split("//")[0])
 
 
 def row_name(mnemonic: str) -> str:
@@ -46,7 +46,7 @@ def test_kernels_need_no_other_instruction(environment: object, target: Target) 
     for fmt in FORMATS:
         executables = Vmfb.parse(CompileOnDemand().module(target, fmt).read_bytes()).executables.values()
         for elf in (elf for executable in executables for elf in codeobject.find(executable)):
-            needed |= {row_name(mnemonic) for mnemonic in mnemonics(elf, objdump)}
+            needed |= {row_name(mnemonic) for mnemonic in mnemonics_of(elf, objdump)}
     arithmetic = {name for name in needed if not MACHINE.match(name)}
     assert len(arithmetic & known) > 60  # of about a hundred
     assert {name for name in arithmetic - known if matrix(name, target.id, target.wave) is None} == set()

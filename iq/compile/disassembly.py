@@ -141,6 +141,11 @@ class Objdump:
         return {name: dict(sorted(count.items())) for name, count in counts.items()}
 
 
+def mnemonics(text: str) -> list[str]:
+    """Those of an AMDGPU instruction as llvm-objdump prints it; one of dual issue has two."""
+    return [half.split()[0] for half in text.split("::")]
+
+
 def _instructions(listing: str) -> list[tuple[int, list[str]]]:
     """Address and mnemonics of each line; a dual-issue instruction has two."""
     found = []
@@ -149,8 +154,8 @@ def _instructions(listing: str) -> list[tuple[int, list[str]]]:
         amdgpu = re.match(r"\t(?P<text>.*?)\s*// (?P<address>[0-9A-F]+):", line)
         instruction = amdgpu or re.match(r"\s*(?P<address>[0-9a-f]+):\s+(?P<text>\S.*)", line)
         if instruction:
-            parts = instruction["text"].split("::") if amdgpu else [instruction["text"]]
-            found.append((int(instruction["address"], 16), [part.split()[0] for part in parts]))
+            text = instruction["text"]
+            found.append((int(instruction["address"], 16), mnemonics(text) if amdgpu else [text.split()[0]]))
     return found
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from iq.emulator import hip, machine
-from iq.emulator.faults import EmulationError, LaunchError
+from iq.emulator.faults import EmulationError
 from iq.emulator.kernargs import Dim3, fill_hidden
 from iq.emulator.machine import Options, Statistics
 from iq.emulator.memory import Memory
@@ -133,9 +133,7 @@ class EmulatedGpu:
     def function(self, module: int, name: str) -> hip.Function:
         with self._lock:
             code = list(self._codes.values())[module - 1][1]
-            kernel = code.kernels.get(name)
-            if kernel is None:
-                raise LaunchError(f"the code object has no kernel {name}; it has {', '.join(code.kernels)}")
+            kernel = code.kernel(name)
             self._functions.append(_Function(code, name))
             given = tuple((a.offset, a.size) for a in kernel.arguments if not a.hidden)
             return hip.Function(len(self._functions) - 1, kernel.lds, kernel.kernarg, given)

@@ -13,6 +13,7 @@ from iq.emulator.faults import LaunchError
 from iq.emulator.kernargs import Dim3
 from iq.emulator.program import LoadedCode, aligned
 from iq.emulator.registers import Indices, Waves, Words
+from iq.emulator.steps import Target
 
 _ARGUMENT_ALIGNMENT = 64
 # Scalar loads may read a few words more than there are.
@@ -32,7 +33,8 @@ class Dispatch:
     def __init__(self, code: LoadedCode, kernel: str, grid: Dim3, workgroup: Dim3, kernarg: bytes, preload: bool) -> None:
         """preload: whether this GPU's firmware preloads arguments."""
         self.code = code
-        self.kernel = code.kernels[kernel]
+        self.kernel = code.kernel(kernel)
+        self.target = Target(code.code.processor, self.kernel.wave)
         self._descriptor = code.descriptors[kernel]
         self._grid, self._size = grid, workgroup
         if self.kernel.workgroup != (0, 0, 0) and workgroup != self.kernel.workgroup:
@@ -41,7 +43,7 @@ class Dispatch:
             raise LaunchError(f"{kernel} cannot be launched with {grid} workgroups of {workgroup} work items")
         if len(kernarg) < self.kernel.kernarg:
             raise LaunchError(f"{kernel} takes {self.kernel.kernarg} bytes of arguments, not {len(kernarg)}")
-        self.lanes = self.kernel.wave
+        self.lanes = self.target.lanes
         self.lds, self.scratch = self.kernel.lds, self.kernel.scratch
         self.workgroups = math.prod(grid)
         self.waves_per_workgroup = -(-math.prod(workgroup) // self.lanes)
@@ -60,13 +62,13 @@ class Dispatch:
         waves.pc[:] = self._entry
         waves.mode_bits = d.float_mode
         # From gfx12 on there is no such bit, and clamping NaN gives 0.
-        waves.dx10_clamp = bool(d.rsrc1 >> 21 & 1) or self.code.code.processor.startswith("gfx12")
+        waves.dx10_clamp = bool(d.rsrc1 >> 21 & 1) or self.target.generation == 12
         sgprs = self._user_sgprs()
         for number, word in enumerate(sgprs):
             waves.write_scalar(number, np.uint32(word))
         gx, gy, _ = self._grid
         ids = (workgroups % gx, workgroups // gx % gy, workgroups // (gx * gy))
-        if self.code.code.processor.startswith("gfx12"):
+        if self.target.generation == 12:
             waves.write_scalar(TTMP + 9, ids[0].astype(np.uint32))
             waves.write_scalar(TTMP + 7, (ids[1] | ids[2] << 16).astype(np.uint32))
         else:
@@ -106,8 +108,7 @@ class Dispatch:
         waves.write_scalar(EXEC + 1, np.uint32(0))
         waves.write_mask(EXEC, active)
         x, y, z = (part.astype(np.uint32) for part in (item % sx, item // sx % sy, item // (sx * sy)))
-        processor = self.code.code.processor
-        if processor in _UNPACKED_IDS or processor.startswith("gfx10"):
+        if self.target.processor in _UNPACKED_IDS or self.target.generation == 10:
             ids: list[Words] = [x, y, z][: self._descriptor.work_item_ids]
         else:
             ids = [x | y << np.uint32(10) | z << np.uint32(20)]

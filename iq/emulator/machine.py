@@ -9,22 +9,21 @@ a crew runs for a random time, then another one does. A kernel that lacks a barr
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iq.compile.disassembly import classify
+from iq.compile.disassembly import classify, mnemonics
 from iq.emulator.alu import MatrixOperandError, Mode, UnsupportedMode
 from iq.emulator.compiler import compile_step
 from iq.emulator.dispatch import Dispatch
-from iq.emulator.faults import BarrierDeadlock, EmulationError, InstructionLimit, LaunchError
+from iq.emulator.faults import BarrierDeadlock, EmulationError, InstructionLimit
 from iq.emulator.kernargs import Dim3
 from iq.emulator.program import LoadedCode
 from iq.emulator.registers import Indices, Surroundings, Waves
 from iq.emulator.spaces import DeviceMemory, GlobalSpace, PartedSpace, Statistics
-from iq.emulator.steps import STOP, Step, Target
+from iq.emulator.steps import STOP, Step
 
 __all__ = ["Options", "Statistics", "launch"]
 
@@ -58,8 +57,6 @@ def launch(
     Raises UnknownInstruction, MemoryFault, LdsFault, ScratchFault, InstructionLimit, BarrierDeadlock, LaunchError, each with the kernel
     and the instruction.
     """
-    if kernel not in code.kernels:
-        raise LaunchError(f"the code object has no kernel {kernel}; it has {', '.join(code.kernels)}")
     options = options or Options()
     dispatch = Dispatch(code, kernel, grid, workgroup, kernarg, options.preload)
     return Machine(dispatch, memory, options).run()
@@ -71,7 +68,6 @@ class Machine:
     def __init__(self, dispatch: Dispatch, memory: DeviceMemory, options: Options) -> None:
         self._dispatch = dispatch
         self._code = dispatch.code
-        self._target = Target(self._code.code.processor, dispatch.lanes)
         self._steps: list[Step | None] = self._code.compiled[dispatch.lanes]
         self._executed = [0] * len(self._steps)
         self._left = options.instruction_limit
@@ -96,13 +92,9 @@ class Machine:
 
     def _count_classes(self) -> None:
         """A dual-issue instruction counts as two, as in the static mix."""
-        mnemonics = Counter[str]()
         for index, count in enumerate(self._executed):
-            if count:
-                for half in self._code.program.text(index).split(" :: "):
-                    mnemonics[half.split(maxsplit=1)[0]] += count
-        for mnemonic, count in mnemonics.items():
-            self._statistics.instructions[classify(mnemonic, "rocm")] += count
+            for mnemonic in mnemonics(self._code.program.text(index)) if count else ():
+                self._statistics.instructions[classify(mnemonic, "rocm")] += count
 
     def _run_batch(self, workgroups: Indices) -> None:
         crews = self._crews(workgroups)
@@ -175,7 +167,7 @@ class Machine:
             while index < stop:
                 step = steps[index]
                 if step is None:
-                    step = steps[index] = compile_step(self._code, index, self._target)
+                    step = steps[index] = compile_step(self._code, index, self._dispatch.target)
                 executed[index] += count
                 done += 1
                 result = step(crew)

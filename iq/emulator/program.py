@@ -19,7 +19,7 @@ from iq.compile.cache import Cache
 from iq.compile.disassembly import Objdump
 from iq.emulator import decoder
 from iq.emulator.decoder import Instruction
-from iq.emulator.faults import DisassemblerError, EmulationError, Place, UnknownInstruction
+from iq.emulator.faults import DisassemblerError, EmulationError, LaunchError, Place, UnknownInstruction
 
 _PAGE = 4096
 # Instructions may prefetch or be fetched past the end.
@@ -119,11 +119,6 @@ class Program:
         name = self._kernels[at][2] if at >= 0 and address < self._kernels[at][1] else "?"
         return Place(name, address, self._texts[index])
 
-    def of_kernel(self, kernel: Kernel) -> range:
-        """The numbers of a kernel's instructions."""
-        first = self.index(kernel.address)
-        return range(first, bisect_right(self._addresses, kernel.address + kernel.code_bytes - 1))
-
 
 class LoadedCode:
     """A code object at an address of this process, with what the machine has made of its instructions so far: for one launch at a time."""
@@ -141,6 +136,12 @@ class LoadedCode:
         self.descriptors = {name: Descriptor.parse(image[start : start + 64], start) for name, start in starts.items()}
         # Compiled instructions, by lanes of a wave; the machine fills them in.
         self.compiled: dict[int, list[Any]] = {lanes: [None] * len(program) for lanes in (32, 64)}
+
+    def kernel(self, name: str) -> Kernel:
+        """The kernel of a name. Raises LaunchError where there is none."""
+        if name not in self.kernels:
+            raise LaunchError(f"the code object has no kernel {name}; it has {', '.join(self.kernels)}")
+        return self.kernels[name]
 
     @classmethod
     def load(cls, elf: bytes, cache: Cache | None = None) -> LoadedCode:

@@ -95,7 +95,7 @@ def save_exec(instruction: Instruction, op: Op, target: Target) -> Step:
 # Control flow.
 
 
-def _all_or_each(waves: Waves, taken: Mask, here: int, there: int) -> Result:
+def _all_or_each(taken: Mask, here: int, there: int) -> Result:
     if taken.all():
         return there
     return np.where(taken, there, here + 1) if taken.any() else None
@@ -129,8 +129,8 @@ def branch(instruction: Instruction, target: Target, code: LoadedCode) -> Step:
     here = code.program.index(instruction.address)
     if instruction.mnemonic in ("s_cbranch_execz", "s_cbranch_execnz"):
         full = there if instruction.mnemonic == "s_cbranch_execnz" else None
-        return lambda waves: full if waves.active() is None else _all_or_each(waves, condition(waves), here, there)
-    return lambda waves: _all_or_each(waves, condition(waves), here, there)
+        return lambda waves: full if waves.active() is None else _all_or_each(condition(waves), here, there)
+    return lambda waves: _all_or_each(condition(waves), here, there)
 
 
 def jump(instruction: Instruction, target: Target, code: LoadedCode) -> Step:

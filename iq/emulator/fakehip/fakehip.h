@@ -42,7 +42,7 @@ EXPORT uint64_t memory_freed(memory *m, allocation *out, uint64_t room);
 EXPORT void memory_note(memory *m, const char *what, uint64_t address, uint64_t size);
 EXPORT int memory_take_fault(memory *m, fault *out);
 
-// ---- Devices (fakehip.c)
+// ---- Devices (runtime.c)
 
 enum { MAX_ARGUMENTS = 512 };
 

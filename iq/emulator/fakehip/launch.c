@@ -19,7 +19,7 @@ static uint64_t elf_size(const unsigned char *image) {
 }
 
 API hipModuleUnload(module *m) {
-  if (!m || m->handle.kind != MODULE) return INVALID_HANDLE;
+  if (!known(m, MODULE)) return INVALID_HANDLE;
   for (function *f = m->functions, *next; f; f = next) next = f->next, destroy(f, FUNCTION);
   return destroy(m, MODULE);
 }
@@ -42,9 +42,7 @@ API hipModuleGetFunction(function **out, module *m, const char *name) {
   int status;
   device *d = of(m, MODULE, &status);
   if (!d) return status;
-  hipCtxPushCurrent(d);
-  function *f = create(FUNCTION, sizeof *f, &status);
-  hipCtxPopCurrent(NULL);
+  function *f = create_for(d, FUNCTION, sizeof *f, &status);
   if (!f) return status;
   status = d->callbacks.function ? d->callbacks.function(m->id, name, &f->layout) : DEINITIALIZED;
   if (status) destroy(f, FUNCTION);
@@ -125,7 +123,7 @@ API hipGraphCreate(graph **out, unsigned flags) {
   return status;
 }
 API hipGraphDestroy(graph *g) {
-  if (!g || g->handle.kind != GRAPH) return INVALID_HANDLE;
+  if (!known(g, GRAPH)) return INVALID_HANDLE;
   for (node *n = g->first, *next; n; n = next) {
     next = n->next;
     if (n->kind == KERNEL) free(n->kernel.kernarg);
@@ -182,9 +180,8 @@ API hipGraphInstantiate(graph **out, graph *g, node **error, char *log, size_t s
   int status;
   device *d = of(g, GRAPH, &status);
   if (!d) return status;
-  hipCtxPushCurrent(d);
-  status = hipGraphCreate(out, 0);
-  hipCtxPopCurrent(NULL);
+  graph *made = create_for(d, GRAPH, sizeof *made, &status);
+  if (made) made->last = &made->first, *out = made;
   for (node *n = g->first, *added; n && !status; n = n->next) {
     node content = *n;
     if (n->kind == KERNEL) {

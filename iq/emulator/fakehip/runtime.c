@@ -178,9 +178,16 @@ API hipGetLastError(void) { return SUCCESS; }
 
 // ---- Handles: everything that is created and destroyed, other than memory
 
+handle *known(void *p, enum handle_kind kind) {
+  handle *h = p;
+  return h && h->kind == (int)kind ? h : NULL;
+}
+
 void *create(enum handle_kind kind, size_t size, int *status) {
   device *d = usable(current(), status);
-  if (!d) return NULL;
+  return d ? create_for(d, kind, size, status) : NULL;
+}
+void *create_for(device *d, enum handle_kind kind, size_t size, int *status) {
   handle *h = calloc(1, size);
   *status = h ? SUCCESS : OUT_OF_MEMORY;
   if (h) *h = (handle){kind, d}, __atomic_add_fetch(&d->handles, 1, __ATOMIC_SEQ_CST);
@@ -188,8 +195,8 @@ void *create(enum handle_kind kind, size_t size, int *status) {
 }
 
 int destroy(void *p, enum handle_kind kind) {
-  handle *h = p;
-  if (!h || h->kind != (int)kind) return INVALID_HANDLE;
+  handle *h = known(p, kind);
+  if (!h) return INVALID_HANDLE;
   __atomic_sub_fetch(&h->device->handles, 1, __ATOMIC_SEQ_CST);
   h->kind = 0;  // a second destroy, or a use, is likely to notice
   free(h);
@@ -197,8 +204,8 @@ int destroy(void *p, enum handle_kind kind) {
 }
 
 device *of(void *p, enum handle_kind kind, int *status) {
-  handle *h = p;
-  if (h && h->kind == (int)kind) return usable(h->device, status);
+  handle *h = known(p, kind);
+  if (h) return usable(h->device, status);
   *status = INVALID_HANDLE;
   return NULL;
 }

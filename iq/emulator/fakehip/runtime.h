@@ -28,9 +28,14 @@ enum handle_kind { STREAM = 0x5EA1, EVENT, MODULE, FUNCTION, POOL, GRAPH };
 typedef struct { int kind; device *device; } handle;
 typedef struct { handle handle; struct timespec time; } event;
 
+// A handle that is one of a kind, else NULL.
+handle *known(void *handle, enum handle_kind kind);
+
 // Each gives NULL when the device cannot be used, with the error in `status`.
-// A zeroed object of the current device; the device of a handle; that of a stream, where the null stream is the current device's.
+// A zeroed object of the current device, or of another; the device of a handle; that of a stream, where the null stream is the current
+// device's.
 void *create(enum handle_kind kind, size_t size, int *status);
+void *create_for(device *d, enum handle_kind kind, size_t size, int *status);
 device *of(void *handle, enum handle_kind kind, int *status);
 device *on(void *stream, int *status);
 
@@ -40,6 +45,4 @@ int destroy(void *handle, enum handle_kind kind);
 int copy(device *d, const char *what, void *to, const void *from, size_t size, int kind);
 int fill(device *d, const char *what, void *to, unsigned value, size_t width, size_t count);
 
-API hipCtxPushCurrent(device *d);
-API hipCtxPopCurrent(device **d);
 API hipEventRecord(event *e, void *stream);
