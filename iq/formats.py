@@ -52,9 +52,10 @@ class Format:
     zero: ClassVar[int] = 0
     signed: ClassVar[bool] = False
     mins: ClassVar[bool] = False
-    unit: ClassVar[int]
-    span: ClassVar[int]
+    sub_block: ClassVar[int]
+    interleave: ClassVar[int] = 1
     group: ClassVar[int] = 1
+    kind: ClassVar[str] = "weights"
 
     def __init_subclass__(cls, type: gguf.GGMLQuantizationType, type_size: int | None = None) -> None:
         cls.type = type
@@ -65,12 +66,12 @@ class Format:
 
     # Derived, for the templates.
     @classmethod
-    def weights(cls) -> int:
+    def kernel_block_weights(cls) -> int:
         """Weights in what a kernel takes as a block."""
         return cls.block_size * cls.group
 
     @classmethod
-    def bytes(cls) -> int:
+    def kernel_block_bytes(cls) -> int:
         """Bytes of what a kernel takes as a block."""
         return cls.type_size * cls.group
 
@@ -104,24 +105,27 @@ class Format:
 
 class F32(Format, type=gguf.GGMLQuantizationType.F32):
     quantized = False
-    unit = span = group = 8
+    group = 8
+    kind = "plain"
 
 
 class F16(Format, type=gguf.GGMLQuantizationType.F16):
     quantized = False
-    unit = span = group = 8
+    group = 8
+    kind = "plain"
 
 
 class BF16(Format, type=gguf.GGMLQuantizationType.BF16):
     quantized = False
-    unit = span = group = 8
+    group = 8
+    kind = "plain"
 
 
 class Q4_0(Format, type=gguf.GGMLQuantizationType.Q4_0):
     """f16 d, 16 bytes of two quants each (weight i low, weight i + 16 high): d * (quant - 8)."""
 
     zero = 8
-    unit = span = 32
+    sub_block = interleave = 32
 
     @classmethod
     def importance(cls, rows: Floats, imatrix: Floats) -> Floats:
@@ -145,7 +149,7 @@ class Q8_0(Format, type=gguf.GGMLQuantizationType.Q8_0):
     """f16 d, 32 int8: d * quant."""
 
     signed = True
-    unit = span = 32
+    sub_block = 32
 
 
 class Q8_1(Format, type=gguf.GGMLQuantizationType.Q8_1, type_size=36):
@@ -153,8 +157,9 @@ class Q8_1(Format, type=gguf.GGMLQuantizationType.Q8_1, type_size=36):
 
     quantized = False
     activations = True
+    kind = "activations"
     signed = True
-    unit = span = 32
+    sub_block = 32
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
@@ -177,7 +182,7 @@ class Q4_K(Format, type=gguf.GGMLQuantizationType.Q4_K):
     """
 
     mins = True
-    unit, span = 64, 32
+    sub_block, interleave = 32, 64
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
@@ -230,7 +235,7 @@ class Q6_K(Format, type=gguf.GGMLQuantizationType.Q6_K):
     """128 bytes of low halves, 64 bytes of high bits, 16 int8 scales, f16 d: d * scale * (quant - 32)."""
 
     zero = 32
-    unit, span = 64, 16
+    sub_block, interleave = 16, 128
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:

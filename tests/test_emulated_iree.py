@@ -21,7 +21,7 @@ from iq.emulator.device import EmulatedGpu
 from iq.emulator.references import nmse
 from iq.emulator.verify import verify_bundle
 from iq.errors import IqError, NoArtifactError
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId
 
 MODULE = """

@@ -221,9 +221,9 @@ def test_random_bytes_dequantize_as_gguf_py_does(name: str) -> None:
 def test_sizes_are_ggufs(form: type[Format]) -> None:
     expected = (32, 36) if form.name == "q8_1" else gguf.GGML_QUANT_SIZES[form.type]
     assert (form.block_size, form.type_size) == expected
-    assert (form.weights(), form.bytes()) == (expected[0] * form.group, expected[1] * form.group)
+    assert (form.kernel_block_weights(), form.kernel_block_bytes()) == (expected[0] * form.group, expected[1] * form.group)
     assert form.row_bytes(3 * form.block_size) == 3 * form.type_size
-    assert form.weights() % form.unit == form.unit % form.span == 0
+    assert form.kernel_block_weights() % form.unit == form.unit % form.span == 0
 
 
 def test_the_formats_are_these() -> None:

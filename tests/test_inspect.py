@@ -15,7 +15,7 @@ from iq.compile.disassembly import Objdump, classify, ptx_mixes
 from iq.compile.inspect import Report, inspect
 from iq.compile.tuning import VEC_WAVES
 from iq.errors import BytecodeError, ManifestError
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS
 from iq.vmfb import Vmfb
 
