@@ -159,7 +159,7 @@ def _emulate(path: Path, targets: str | None, report: Path | None, as_json: bool
 @_json
 def inspect_command(path: Path, pattern: str, as_json: bool) -> None:
     """What the compiler made of the kernels in a vmfb, or in the bundles at PATH: registers, memory, instructions."""
-    from iq.compile.inspect import inspect
+    from iq.inspect import inspect
 
     reports = inspect(path, pattern)
     if as_json:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from iq.compile.disassembly import NEWEST_LLVM, OLDEST_LLVM
 from iq.emulator.machine import Options, Statistics, launch
 from iq.emulator.memory import Memory
 from iq.emulator.program import LoadedCode
+from iq.inspect.disassembly import NEWEST_LLVM, OLDEST_LLVM
 
 PROCESSORS = ("gfx906", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201")
 EVERYWHERE = pytest.mark.parametrize("processor", PROCESSORS)

@@ -32,11 +32,11 @@ from assembly import llvm_tool
 from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
 
-from iq import codeobject, runtime
+from iq import runtime
+from iq.bundle import codeobject
+from iq.cache import Cache
 from iq.compile.build import Module, compile_module
-from iq.compile.cache import Cache
 from iq.compile.compiler import Compilations, Compiler
-from iq.compile.disassembly import Objdump
 from iq.emulator import machine
 from iq.emulator.compiler import compile_step
 from iq.emulator.decoder import SCALAR_REGISTERS, VECTOR_REGISTERS
@@ -49,6 +49,7 @@ from iq.emulator.registers import Waves
 from iq.emulator.steps import Result, Step
 from iq.emulator.steps import Target as StepTarget
 from iq.emulator.verify import Runner
+from iq.inspect.disassembly import Objdump
 from iq.ops import KernelSpec
 from iq.targets import TARGETS, DeviceId, Target
 

@@ -6,18 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from iq import codeobject
-from iq.codeobject import CodeObject
+from iq.bundle import codeobject
+from iq.bundle.codeobject import CodeObject
+from iq.bundle.vmfb import Vmfb
+from iq.cache import Cache
 from iq.compile.build import Module, compile_module
-from iq.compile.cache import Cache
 from iq.compile.compiler import Compilations, Compiler
-from iq.compile.disassembly import Objdump, classify, ptx_mixes
-from iq.compile.inspect import Report, inspect
 from iq.compile.tuning import VEC_WAVES
 from iq.errors import BytecodeError, ManifestError
+from iq.inspect import Report, inspect
+from iq.inspect.classes import classify, ptx_mixes
+from iq.inspect.disassembly import Objdump
 from iq.ops import KernelSpec
 from iq.targets import TARGETS
-from iq.vmfb import Vmfb
 
 SPEC = KernelSpec.parse("mul_mat_vec.q4_0.2")
 

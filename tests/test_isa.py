@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from iq.compile.disassembly import Objdump
-from iq.compile.inspect import Dispatch, inspect
 from iq.compile.ondemand import CompileOnDemand
 from iq.formats import FORMATS
+from iq.inspect import Dispatch, inspect
+from iq.inspect.disassembly import Objdump
 from iq.targets import TARGETS
 
 ROCM = [t for t in TARGETS.values() if t.family == "rocm"]

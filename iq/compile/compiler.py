@@ -39,6 +39,10 @@ class Compiler:
             raise NoCompilerError(f"{executable} does not say its version; `{executable} --version` printed {said!r}")
         return cls(executable, found[1], found[2])
 
+    def inputs(self, mlir: str) -> tuple[str, ...]:
+        """Everything that the vmfb of an MLIR module depends on."""
+        return (self.version, self.revision, *FLAGS, mlir)
+
 
 class Compilations:
     """Running compilers. Leaving the context kills those that still run, so that an interrupt is not held up by them."""

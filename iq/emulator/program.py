@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from iq.codeobject import CodeObject, Kernel
-from iq.compile.cache import Cache
-from iq.compile.disassembly import Objdump
+from iq.bundle.codeobject import CodeObject, Kernel
+from iq.cache import Cache
 from iq.emulator import decoder
 from iq.emulator.decoder import Instruction
 from iq.emulator.faults import DisassemblerError, EmulationError, LaunchError, Place, UnknownInstruction
+from iq.inspect.disassembly import Objdump
 
 _PAGE = 4096
 # Instructions may prefetch or be fetched past the end.

@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 
 from iq.bundle import Bundle, find
-from iq.compile.inspect import inspect_vmfb
 from iq.device import Device
 from iq.emulator.cases import Case, Check, cases
 from iq.emulator.device import Launch
@@ -24,6 +23,7 @@ from iq.emulator.machine import Statistics
 from iq.emulator.peaks import Roofline, Work, peaks_of, roofline
 from iq.emulator.references import Array
 from iq.errors import IqError, TargetError
+from iq.inspect import inspect_vmfb
 from iq.ops import KernelSpec
 from iq.runtime import Device as RuntimeDevice
 from iq.runtime.dtypes import dtype_of
@@ -45,7 +45,7 @@ _GUARD = 256
 
 # The unit that does a product's arithmetic (a field of iq.emulator.peaks.Gpu), by the kernel that makes it.
 _UNITS = {"mul_mat_vec": "dot", "mul_mat_q8_1": "dot", "mul_mat_float": "matrix", "dequantize_mul_mat_vec": "vector"}
-# Classes of instructions (iq.compile.disassembly) that a SIMD spends its issue slots on; matrix instructions have a rate of their own.
+# Classes of instructions (iq.inspect.classes) that a SIMD spends its issue slots on; matrix instructions have a rate of their own.
 _VECTOR_CLASSES = ("valu", "dot")
 
 
@@ -117,7 +117,7 @@ class KernelReport:
 class TargetReport:
     """A bundle's kernels on one emulated GPU.
 
-    dispatches: what the executables record of each, by format and name (registers, LDS: see iq.compile.inspect).
+    dispatches: what the executables record of each, by format and name (registers, LDS: see iq.inspect.facts).
     """
 
     bundle: str
