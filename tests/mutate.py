@@ -28,7 +28,7 @@ from typing import Any
 
 import click
 import numpy as np
-from assembly import llvm_tool
+from assembly import llvm_mc
 from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
 
@@ -148,12 +148,9 @@ def candidates(instruction: Instruction) -> Iterator[tuple[str, str]]:
 
 def assemble(texts: list[str], processor: str) -> list[bytes | None]:
     """The code of each text; None for what is no instruction of the processor."""
-    tool = llvm_tool("llvm-mc")
-    if tool is None:
-        raise click.ClickException("this needs llvm-mc: install the package llvm-22")
     source = "".join(f"m{i}:\n{text}\n" for i, text in enumerate(texts))
     wave = ["--mattr=+wavefrontsize64"] if processor.startswith("gfx9") else []
-    command = [tool, "--triple=amdgcn-amd-amdhsa", f"--mcpu={processor}", "--mattr=+real-true16", *wave, "--show-encoding"]
+    command = [llvm_mc(), "--triple=amdgcn-amd-amdhsa", f"--mcpu={processor}", "--mattr=+real-true16", *wave, "--show-encoding"]
     said = subprocess.run(command, input=source, capture_output=True, text=True, check=False).stdout
     code: list[bytes | None] = [None] * len(texts)
     for label, body in re.findall(r"^m(\d+):\n(.*?)(?=^m\d+:|\Z)", said, re.MULTILINE | re.DOTALL):

@@ -11,11 +11,16 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from iq.inspect.classes import Mix, classify
+from iq.inspect.probe import fault_of
 
-# The first LLVM that decodes all of the supported gfx targets, and the newest to look for.
-OLDEST_LLVM, NEWEST_LLVM = 19, 25
+# Debian's package with an llvm-objdump that can be used, which messages name.
+PACKAGE = "llvm-22"
+
+_NAME = re.compile(r"llvm-objdump-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -26,23 +31,23 @@ class Objdump:
 
     @classmethod
     def find(cls) -> Objdump | str:
-        """IQ_LLVM_OBJDUMP, or the newest of LLVM 19 or later on PATH; a sentence saying why not where there is none."""
+        """The one that IQ_LLVM_OBJDUMP names, or the first on PATH that decodes every generation (iq.inspect.probe), newest version first.
+
+        Where there is none, a sentence that says why, and what to install.
+        """
         named = os.environ.get("IQ_LLVM_OBJDUMP")
-        names = [named] if named else ["llvm-objdump", *(f"llvm-objdump-{n}" for n in range(NEWEST_LLVM, OLDEST_LLVM - 1, -1))]
         unfit = []
-        for name in names:
+        for name in [named] if named else _on_path():
             executable = shutil.which(name)
             if executable is None:
+                unfit.append(f"there is no {name}")
                 continue
-            said = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False).stdout
-            version = re.search(r"LLVM version (\d+)", said)
-            if version and int(version[1]) >= OLDEST_LLVM and "amdgcn" in said:
-                return cls(executable)
-            unfit.append(f"{executable} is {'LLVM ' + version[1] if version else 'not LLVM'}")
-        return (
-            f"it needs llvm-objdump of LLVM {OLDEST_LLVM} or later with AMDGPU, on PATH or named by IQ_LLVM_OBJDUMP"
-            f" ({'; '.join(unfit) or 'looked for ' + ', '.join(names)})"
-        )
+            found = cls(executable)
+            if not (fault := fault_of(executable, partial(found.listing, family="rocm", encodings=True))):
+                return found
+            unfit.append(f"{executable} {fault}")
+        why = "; ".join(unfit) or "there is none on PATH"
+        return f"no llvm-objdump that decodes all kernels ({why}): apt-get install {PACKAGE}, or name one with IQ_LLVM_OBJDUMP"
 
     def listing(self, elf: bytes, family: str, encodings: bool = False) -> str:
         """The disassembly of an ELF, with `encodings` the words of each instruction too. Raises RuntimeError when it fails."""
@@ -69,6 +74,13 @@ class Objdump:
             if at >= 0 and address < starts[at][0] + starts[at][1]:  # else padding between functions
                 counts[starts[at][2]].update(classify(mnemonic, family) for mnemonic in mnemonics)
         return {name: dict(sorted(count.items())) for name, count in counts.items()}
+
+
+def _on_path() -> list[str]:
+    """The names that llvm-objdump has on PATH: those with a version, newest first, then the plain one."""
+    folders = [Path(folder) for folder in os.get_exec_path() if folder]
+    numbered = {int(found[1]): found[0] for folder in folders for p in folder.glob("llvm-objdump-*") if (found := _NAME.fullmatch(p.name))}
+    return [numbered[version] for version in sorted(numbered, reverse=True)] + ["llvm-objdump"] * bool(shutil.which("llvm-objdump"))
 
 
 def mnemonics(text: str) -> list[str]:

@@ -94,7 +94,7 @@ class _Reader:
         if self.objdump is None:
             return {}
         if isinstance(self.objdump, str):
-            self.notes[f"no instruction mix: {self.objdump}"] = None
+            self.notes[f"no instruction mix: there is {self.objdump}"] = None
             return {}
         try:
             return self.objdump.mixes(elf, functions, family)
