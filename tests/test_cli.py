@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 import iq
 from iq import ops
 from iq.bundle import Bundle
-from iq.cli import main
+from iq.cli.commands import main
 from iq.formats import FORMATS
 from iq.targets import TARGETS
 
@@ -82,7 +82,10 @@ def test_without_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in sys.modules if n.startswith("iq.compile")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    assert "this command needs jinja2: pip install 'iq[compile]'" in run("compile", "--target", "cpu", status=1).stderr
+    assert (
+        "this command needs jinja2, which is not installed: pip install 'iq-kernels[compile]'"
+        in run("compile", "--target", "cpu", status=1).stderr
+    )
 
 
 def test_ls_of_bundles(artifacts: Path) -> None:

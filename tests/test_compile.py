@@ -137,7 +137,7 @@ def test_a_compiler_that_is_killed(tmp_path: Path) -> None:
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "iree.compiler.tools", None)
-    with pytest.raises(NoCompilerError, match=r"pip install 'iq\[compile\]'"):
+    with pytest.raises(NoCompilerError, match=r"pip install 'iq-kernels\[compile\]'"):
         Compiler.find()
 
 

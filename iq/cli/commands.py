@@ -19,9 +19,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from iq import ops
+from iq import __version__, ops
 from iq.bundle import Bundle, find, read_manifest
 from iq.errors import BundleError, FormatError, IqError, KernelKeyError, ShapeError, TargetError
+from iq.extras import extra_of, install
 from iq.formats import FORMATS
 from iq.ops import OPS, KernelSpec
 from iq.targets import TARGETS, Target, parse_targets
@@ -38,7 +39,10 @@ class _Group(click.Group):
         except (IqError, OSError) as error:
             raise click.ClickException("\n".join([str(error), *getattr(error, "__notes__", ())])) from error
         except ModuleNotFoundError as error:
-            raise click.ClickException(f"this command needs {error.name}: pip install 'iq[compile]'") from error
+            extra = extra_of(error.name or "")
+            if extra is None:
+                raise
+            raise click.ClickException(f"this command needs {error.name}, which is not installed: {install(extra)}") from error
 
 
 def _one_target(context: click.Context, parameter: click.Parameter, name: str) -> Target:
@@ -53,7 +57,7 @@ _target = click.option("--target", required=True, callback=_one_target, help="A 
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="iq")
+@click.version_option(__version__, prog_name="iq")
 def main() -> None:
     """GGML-quantized tensor ops: compile kernels, look at them, quantize models."""
 
