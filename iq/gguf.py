@@ -145,7 +145,7 @@ def write(path: str | Path, tensors: Mapping[str, QTensor | Packed | Array], met
 def _describe(name: str, tensor: QTensor | Packed | Array) -> tuple[gguf.GGMLQuantizationType, tuple[int, ...], int]:
     """A tensor's type, shape and bytes, checked."""
     if isinstance(tensor, QTensor):
-        return format_of(tensor.format).type, tensor.shape, tensor.nbytes
+        return gguf.GGMLQuantizationType(format_of(tensor.format).type), tensor.shape, tensor.nbytes
     if not isinstance(tensor, tuple):
         array = check_array(tensor, f"tensor {name}")
         if array.dtype not in (np.float32, np.float16):

@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from iq.formats import Format
+from iq.formats import Format, quantize
 
 Array = NDArray[Any]
 
@@ -39,7 +39,7 @@ def random_bytes(fmt: type[Format], rows: int, k: int, rng: np.random.Generator)
 def random_weights(fmt: type[Format], rows: int, k: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Random quants with scales around 0.01, either sign: uint8 [rows, row_bytes]. Plain formats: normal numbers."""
     if not fmt.quantized:
-        return gguf.quants.quantize(rng.standard_normal((rows, k), dtype=np.float32), fmt.type).view(np.uint8).reshape(rows, -1)
+        return quantize(rng.standard_normal((rows, k), dtype=np.float32), fmt.name)
     blocks = rng.integers(0, 256, (rows, k // fmt.block_size, fmt.type_size), dtype=np.uint8)
     for at in SCALES[fmt.name]:
         scale = (rng.standard_normal(blocks.shape[:2]) * 0.01).astype(np.float16)
@@ -50,7 +50,7 @@ def random_weights(fmt: type[Format], rows: int, k: int, rng: np.random.Generato
 def dequantized(fmt: type[Format], packed: NDArray[np.uint8]) -> NDArray[np.float32]:
     """gguf-py's dequantize: f32 [rows, k]."""
     with np.errstate(all="ignore"):
-        return gguf.quants.dequantize(packed, fmt.type).astype(np.float32).reshape(packed.shape[0], -1)
+        return gguf.quants.dequantize(packed, gguf.GGMLQuantizationType(fmt.type)).astype(np.float32).reshape(packed.shape[0], -1)
 
 
 def rounded(values: NDArray[np.float32], dtype: str) -> Array:
