@@ -91,10 +91,10 @@ def test_aliases(alias: str | gguf.GGMLQuantizationType, name: str) -> None:
     assert format_of(alias) is FORMATS[name]
 
 
-@pytest.mark.parametrize("name", ["q40", "q4", "", "q4_k_m", " q4_k", gguf.GGMLQuantizationType.IQ1_S, 12, None, b"q4_k"])
+@pytest.mark.parametrize("name", ["q40", "q4", "", "q4_k_m", " q4_k", gguf.GGMLQuantizationType.I8, 12, None, b"q4_k"])
 def test_unknown_formats_are_refused_with_the_known(name: Any) -> None:
     for call in (lambda: format_of(name), lambda: quantize(np.zeros(256), name), lambda: dequantize(np.zeros(256, np.uint8), name)):
-        with pytest.raises(FormatError, match=r"unknown format .* known are f32, f16, .*q4_k, q6_k"):
+        with pytest.raises(FormatError, match=f"unknown format .* known are {', '.join(FORMATS)}"):
             call()
 
 
