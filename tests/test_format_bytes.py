@@ -37,8 +37,8 @@ from iq.formats.scale_search import make_qkx2_quants, make_qp_quants, nearest_in
 # ggml's own results for a format: q = its bytes of w (made by its function `quantizer`), deq = its floats of q, and so on.
 Golden = Callable[[str], dict[str, NDArray[Any]]]
 
-# sha256 of what ggml d99724f (gcc -O3, x86-64) makes of extremes(): without an imatrix, and with extreme_imatrix(). q5_k's is of libgguf 0.2.2,
-# whose bytes for the others are the same as ggml's.
+# sha256 of what ggml d99724f (gcc -O3, x86-64) makes of extremes(): without an imatrix, and with extreme_imatrix(). q5_k's is that of
+# libgguf 0.2.2, whose bytes for the others are the same as ggml's.
 EXTREMES = json.loads((Path(__file__).parent / "golden" / "extremes.json").read_text())
 
 # The largest error of a weight over the largest weight of its block, for normal weights: half a step (q4_0: a step, at the end that its 8
@@ -178,6 +178,7 @@ def test_random_bytes_dequantize_as_gguf_py_does(name: str) -> None:
         assert_same_bits(dequantize(packed, name), gguf.quants.dequantize(packed, ggml_type(form)))
 
 
+@settings(deadline=None)
 @given(st.sampled_from(GGUF_PY_DEQUANTIZES), st.data())
 def test_any_bytes_dequantize_as_gguf_py_does(name: str, data: st.DataObject) -> None:
     form = FORMATS[name]
@@ -192,7 +193,7 @@ TIES = st.integers(-32, 32).map(lambda n: n / 2)
 SUBNORMAL = st.floats(-(2.0**-126), 2.0**-126, width=32)
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(st.sampled_from(GGUF_PY_QUANTIZES), st.sampled_from([FINITE, TIES, SUBNORMAL, FINITE | TIES | SUBNORMAL]), st.data())
 def test_any_floats_quantize_as_in_gguf_py(name: str, values: st.SearchStrategy[float], data: st.DataObject) -> None:
     form = FORMATS[name]
@@ -204,6 +205,7 @@ def test_any_floats_quantize_as_in_gguf_py(name: str, values: st.SearchStrategy[
     np.testing.assert_array_equal(quantize(weights, name), expected)
 
 
+@settings(deadline=None)
 @given(arrays_of(np.uint32, 8, elements=st.integers(0, 2**32 - 1)))
 def test_any_bits_become_bf16_as_in_gguf_py(bits: NDArray[np.uint32]) -> None:
     """NaNs of any payload too."""

@@ -139,6 +139,7 @@ def test_float64_is_rounded_once() -> None:
     np.testing.assert_array_equal(quantize(np.array([1 + 2**-30, 1e-50]), "f32").view(np.float32), np.array([1, 0], np.float32))
 
 
+@settings(deadline=None)
 @given(st.sampled_from(QUANTIZED), st.integers(1, 2000))
 def test_rows_that_are_no_multiple_of_the_block_are_refused(name: str, k: int) -> None:
     form = FORMATS[name]

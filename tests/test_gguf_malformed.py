@@ -123,7 +123,7 @@ def read_all(path):
                 assert file.packed(name)[0].nbytes == file.tensors[name].nbytes
 
 
-@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_change_of_a_file_is_read_or_refused(tmp_path, data):
     """Nothing but GGUFError comes out; what is read lies in the file."""
@@ -149,7 +149,7 @@ def test_any_change_of_a_file_is_read_or_refused(tmp_path, data):
         read_all(path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
 def test_any_bytes_after_a_header_are_read_or_refused(tmp_path, data):
     path = tmp_path / "random.gguf"
