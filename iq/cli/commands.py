@@ -229,7 +229,7 @@ def explain_command(format_name: str, target: Target, rows: int, k: int, columns
 @_json
 def quantize_command(source: Path, destination: Path, format_name: str, as_json: bool) -> None:
     """Quantize the matrices of a GGUF file; tensors that are no f32, f16 or bf16 matrices of whole blocks are copied."""
-    from iq.convert import quantize_file
+    from iq.gguf.convert import quantize_file
 
     with _progress() as step:
         converted = quantize_file(source, destination, format_name, step)
