@@ -13,11 +13,10 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a path to build a file or a directory at; when the context is left, what was built is renamed to `path`, over what lies there.
 
-    The path that it yields has the same name, in a new hidden directory (".iq-...") beside `path`; missing parents are made.
+    The path that it yields has the same name, in a new hidden directory (".iq-...") beside `path`.
     The data is on the disk before it is renamed, so that a power cut leaves no empty file under the final name.
     When the context is left by an exception or an interrupt, what lay at `path` still lies there, and nothing else is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".iq-", dir=path.parent) as temporary:
         new = Path(temporary) / path.name
         yield new

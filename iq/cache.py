@@ -27,5 +27,6 @@ class Cache:
 
     def store(self, path: Path, data: bytes) -> None:
         """Put an entry at a path in the directory, such as `path()` gives."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as new:
             new.write_bytes(data)

@@ -28,9 +28,8 @@ KINDS = pytest.mark.parametrize("make", [a_file, a_directory])
 @KINDS
 @pytest.mark.parametrize("old", [None, a_file, a_directory])
 def test_replacing(tmp_path: Path, make: Make, old: Make | None) -> None:
-    path = tmp_path / "deeper" / "it"
+    path = tmp_path / "it"
     if old:
-        path.parent.mkdir()
         old(path, "old")
     with replacing(path) as new:
         assert new.name == path.name
@@ -69,5 +68,11 @@ def test_an_interrupt_between_the_two_renames_of_a_directory(tmp_path: Path, mon
 
 def test_nothing_was_built(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "it"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_parent_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "none" / "it"):
         pass
     assert list(tmp_path.iterdir()) == []

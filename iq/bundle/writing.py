@@ -41,6 +41,7 @@ def write(path: str | Path, target: DeviceId, modules: Iterable[Module], compile
         raise BundleError(f"{path} is a directory with other things than a bundle in it: not replaced")
     if path.is_file() and path.suffix != ".zip":
         raise BundleError(f"{path} is a file, not a bundle: not replaced")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as new:
         directory = new.with_suffix("") if path.suffix == ".zip" else new
         directory.mkdir()

@@ -48,6 +48,7 @@ def _build(sources: list[Path], path: Path) -> None:
             f"the emulator builds its HIP runtime at first use and needs a C compiler: there is no {named} on PATH. "
             "Install the package gcc (Debian and Ubuntu: apt-get install gcc libc6-dev), or name one with CC"
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as built:
         done = subprocess.run([compiler, *_FLAGS, "-o", built, *sources], capture_output=True, text=True, check=False)
         if done.returncode:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import math
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from iq.atomic import replacing
 from iq.errors import DtypeError, GGUFError, ShapeError
+from iq.extras import install
 from iq.formats import format_of
 from iq.gguf.file import Packed
 from iq.gguf.metadata import ValueType
@@ -33,8 +34,7 @@ def write(path: str | Path, tensors: Mapping[str, QTensor | Packed | Array], met
     gguf = gguf_package()
     path = Path(path)
     parts = {name: _describe(name, tensor) for name, tensor in tensors.items()}
-    with tempfile.TemporaryDirectory(prefix=".iq-", dir=path.parent) as temporary:
-        new = Path(temporary) / path.name
+    with replacing(path) as new:
         writer = gguf.GGUFWriter(new, arch="")
         try:
             _add_metadata(writer, metadata or {})
@@ -47,7 +47,6 @@ def write(path: str | Path, tensors: Mapping[str, QTensor | Packed | Array], met
                 writer.write_tensor_data(_packed_bytes(tensor))
         finally:
             writer.close()
-        new.replace(path)
 
 
 def gguf_package() -> Any:
@@ -55,7 +54,7 @@ def gguf_package() -> Any:
     try:
         return importlib.import_module("gguf")
     except ImportError as error:
-        raise GGUFError("writing GGUF files takes the gguf package, which is not installed: pip install 'iq-kernels[gguf]'") from error
+        raise GGUFError(f"writing GGUF files takes the gguf package, which is not installed: {install('gguf')}") from error
 
 
 def _describe(name: str, tensor: QTensor | Packed | Array) -> tuple[int, tuple[int, ...], int]:
