@@ -16,7 +16,7 @@ DISASSEMBLER := $(BIN)/python -c 'import sys; from iq.inspect import Objdump; fo
 QUICK ?= -k "not emulated" tests/test_packaging.py tests/test_atomic.py
 
 # What runs on a deployment host, without any extra.
-DEPLOY_TESTS := tests/test_atomic.py tests/test_buffer.py tests/test_candle.py tests/test_kernels.py tests/test_qtensor.py
+DEPLOY_TESTS := $(addprefix tests/test_,atomic.py buffer.py candle.py kernels.py packaging.py qtensor.py)
 
 .NOTPARALLEL:
 .PHONY: help demo test quick lint fix test-deploy emulate-all mutate bench tools clean
@@ -46,7 +46,7 @@ test-deploy: $(VENV)/ready ## the tests that a deployment host can run, where iq
 	$(BIN)/iq compile --target cpu --out $(DEPLOY)/artifacts
 	$(PYTHON) -m venv --clear $(DEPLOY)/venv
 	$(DEPLOY)/venv/bin/pip install --quiet --disable-pip-version-check . pytest hypothesis
-	IQ_BUNDLE_PATH=$(DEPLOY)/artifacts IQ_DISABLE_COMPILE=1 $(DEPLOY)/venv/bin/pytest $(DEPLOY_TESTS)
+	IQ_BUNDLE_PATH=$(DEPLOY)/artifacts $(DEPLOY)/venv/bin/pytest -m 'not needs_extras' $(DEPLOY_TESTS)
 
 emulate-all: tools ## every kernel of every ROCm target under ISA emulation, with a report: emulation.html (slow)
 	$(BIN)/iq compile --target rocm --out artifacts

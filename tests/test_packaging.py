@@ -43,6 +43,7 @@ def test_extras() -> None:
     assert not {module_of(r) for r in PROJECT["dependencies"]} & {name for names in declared.values() for name in names}
 
 
+@pytest.mark.needs_extras
 def test_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missing("cli") == ""
     monkeypatch.setitem(sys.modules, "rich", None)
@@ -66,6 +67,7 @@ def test_the_command_line_without_extras() -> None:
     assert done.stderr == "iq: click and rich cannot be imported (pip install 'iq-kernels[cli]')\n"
 
 
+@pytest.mark.needs_extras
 @pytest.mark.parametrize(
     ("arguments", "extra"),
     [(("compile", "--target", "cpu"), "compile"), (("render", "dequantize.q4_0.f32", "--target", "gfx942"), "compile")],
@@ -76,6 +78,7 @@ def test_commands_without_their_extra(arguments: tuple[str, ...], extra: str) ->
     assert done.stderr == f"Error: this command needs jinja2, which is not installed: {install(extra)}\n"
 
 
+@pytest.mark.needs_extras
 def test_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", iq.__version__)
     assert python("from iq.cli import main; main()", "--version").stdout == f"iq, version {iq.__version__}\n"
