@@ -13,14 +13,14 @@ import pytest
 
 from iq import kernels
 from iq.bundle import Bundle
+from iq.bundle.vmfb import Vmfb
+from iq.cache import Cache
 from iq.compile import CompileOnDemand, build, bundle, compiler, diagnostics
 from iq.compile.build import Module, compile_module, compile_modules, mlir_of, modules_of, templates_digest
-from iq.compile.cache import Cache
 from iq.compile.compiler import FLAGS, Compilations, Compiler
 from iq.errors import CompileError, FormatError, IqError, KernelKeyError, NoArtifactError, NoCompilerError, TargetError
 from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId, Target
-from iq.vmfb import Vmfb
 
 CPU = TARGETS["x86-64-v3"]
 
@@ -137,7 +137,7 @@ def test_a_compiler_that_is_killed(tmp_path: Path) -> None:
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "iree.compiler.tools", None)
-    with pytest.raises(NoCompilerError, match=r"pip install 'iq\[compile\]'"):
+    with pytest.raises(NoCompilerError, match=r"pip install 'iq-kernels\[compile\]'"):
         Compiler.find()
 
 
@@ -243,16 +243,15 @@ def test_what_is_in_the_cache_is_not_compiled_again(tmp_path: Path) -> None:
 
 def test_the_cache_keeps_apart_what_could_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_by, cache = Compiler("", "3.13.0", "abc"), Cache(tmp_path)
-    paths = [
-        cache.path("text", made_by),
-        cache.path("text ", made_by),
-        cache.path("text", replace(made_by, version="3.13.1")),
-        cache.path("text", replace(made_by, revision="abd")),
-    ]
-    monkeypatch.setattr("iq.compile.cache.FLAGS", (*FLAGS, "--more"))
-    paths.append(cache.path("text", made_by))
+
+    def path(text: str, **changes: str) -> Path:
+        return cache.path(".vmfb", *replace(made_by, **changes).inputs(text))
+
+    paths = [path("text"), path("text "), path("text", version="3.13.1"), path("text", revision="abd")]
+    monkeypatch.setattr("iq.compile.compiler.FLAGS", (*FLAGS, "--more"))
+    paths.append(path("text"))
     assert len(set(paths)) == len(paths)
-    assert cache.path("text", replace(made_by, executable="elsewhere")) == paths[-1]
+    assert path("text", executable="elsewhere") == paths[-1]
 
 
 def test_the_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +410,7 @@ def test_on_demand_targets() -> None:
     assert provider.target(DeviceId.parse("gfx90a:sramecc+:xnack-")).id == "gfx90a"
     assert provider.target(DeviceId("sm_86")).id == "sm_80"
     assert provider.target(DeviceId("cpu"), TARGETS["x86-64-v4-vnni"].cpu_requires).id == "x86-64-v4-vnni"
-    with pytest.raises(NoArtifactError, match=r"no target that iq compiles for runs on gfx803:\n  gfx90a: "):
+    with pytest.raises(NoArtifactError, match=r"none of the targets that iq compiles for runs on gfx803:\n  gfx90a: "):
         provider.target(DeviceId("gfx803"))
 
 

@@ -12,15 +12,15 @@ from iree.compiler.tools import binaries
 
 import iq
 from iq import bundle as bundles
-from iq import manifest, runtime
+from iq import runtime
 from iq.bundle import Bundle
 from iq.compile.build import Module, mlir_of
 from iq.compile.compiler import FLAGS, Compilations, Compiler
-from iq.compile.inspect import inspect
 from iq.emulator.device import EmulatedGpu
 from iq.emulator.references import nmse
 from iq.emulator.verify import verify_bundle
 from iq.errors import IqError, NoArtifactError
+from iq.inspect import inspect
 from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId
 
@@ -117,7 +117,7 @@ def bundle_of(target: str, key: str, change, directory: Path) -> Bundle:
     vmfb = directory / "altered.vmfb"
     with Compilations(compiler) as compilations:
         vmfb.write_bytes(compilations.compile(change(mlir_of(Module(TARGETS[target], spec.format, (spec,)))), key))
-    made_by = manifest.Compiler(compiler.version, compiler.revision, FLAGS)
+    made_by = bundles.Compiler(compiler.version, compiler.revision, FLAGS)
     bundles.write(directory / target, DeviceId(target), [bundles.Module(spec.format, vmfb, (key,))], made_by, "")
     return Bundle.open(directory / target)
 

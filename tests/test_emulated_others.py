@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from iq import runtime
+from iq.cache import Cache
 from iq.compile.build import Module, compile_module
-from iq.compile.cache import Cache
 from iq.compile.compiler import Compilations, Compiler
 from iq.emulator.device import PROCESSORS, EmulatedGpu
 from iq.emulator.machine import Options

@@ -15,8 +15,8 @@ from iq.formats import FORMATS
 from iq.kernels import DTYPES
 from iq.kernels.ops import VEC_COLUMNS
 
-WEIGHTS = [f for f in FORMATS.values() if not f.activations]
-QUANTIZED = [f for f in WEIGHTS if f.quantized]
+WEIGHTS = [f for f in FORMATS.values() if f.kind != "activations"]
+QUANTIZED = [f for f in WEIGHTS if f.kind == "weights"]
 weights = pytest.mark.parametrize("fmt", WEIGHTS, ids=lambda f: f.name)
 quantized = pytest.mark.parametrize("fmt", QUANTIZED, ids=lambda f: f.name)
 
@@ -83,7 +83,7 @@ def test_mul_mat_via_float(device, fmt, m, n):
     w, values = weight(device, fmt, n, k)
     x = activations(m, k)
     got = w.matmul(x, via="float").numpy()
-    assert mul_mat_nmse(got, x, values) <= (F16_NMSE if device.target.matrix and fmt.quantized else F32_NMSE)
+    assert mul_mat_nmse(got, x, values) <= (F16_NMSE if device.target.matrix and fmt.kind == "weights" else F32_NMSE)
 
 
 @quantized

@@ -195,8 +195,8 @@ def test_without_compiler_buffers_work_and_kernels_say_what_to_do(monkeypatch):
     monkeypatch.setenv("IQ_DISABLE_COMPILE", "1")
     check("IQ_DISABLE_COMPILE is set")
     monkeypatch.delenv("IQ_DISABLE_COMPILE")
-    monkeypatch.setattr("iq.device.find_spec", lambda name: None)
-    check(r"iree\.compiler and jinja2 cannot be imported .pip install 'iq\[compile\]'")
+    monkeypatch.setattr("iq.extras.find_spec", lambda name: None)
+    check(r"iree\.compiler and jinja2 and .* cannot be imported .pip install 'iq-kernels\[compile\]'")
 
 
 def in_memory(path):
@@ -312,10 +312,12 @@ def test_one_device_from_many_threads(dev, threads):
 def test_importing_iq_is_light():
     code = """
 import sys, iq
-print(*(name for name in ("jinja2", "iree.compiler", "torch", "click", "rich", "iq.compile", "elftools") if name in sys.modules))
+from iq.extras import EXTRAS
+heavy = {*(name for names in EXTRAS.values() for name in names), "torch", "iq.compile", "iq.emulator", "iq.cli"}
+print(*(heavy & set(sys.modules)))
 iq.Device("cpu").zeros(3, "f32")
-print(*(name for name in ("jinja2", "iree.compiler", "iq.compile") if name in sys.modules))
-assert iq.compile.render
+print(*(heavy & set(sys.modules)))
+assert callable(iq.compile.bundle)
 try:
     iq.nothing
 except AttributeError as error:

@@ -16,7 +16,7 @@ from conftest import CPU_TARGETS
 import iq
 from iq import kernels
 from iq.bundle import Bundle
-from iq.cli import main
+from iq.cli.commands import main
 from iq.compile.build import bundle
 from iq.emulator import report as reports
 from iq.emulator.cases import Check, cases

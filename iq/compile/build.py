@@ -16,8 +16,8 @@ import jinja2
 
 from iq import bundle as bundles
 from iq import kernels, manifest
+from iq.cache import Cache
 from iq.compile import diagnostics
-from iq.compile.cache import Cache
 from iq.compile.compiler import FLAGS, Compilations, Compiler
 from iq.compile.notation import NotationError
 from iq.compile.render import render
@@ -77,7 +77,7 @@ def bundle(
     compiler = Compiler.find()
     modules = [module for target in chosen for module in modules_of(target, specs)]
     vmfbs = compile_modules(modules, compiler, Cache(), jobs or len(os.sched_getaffinity(0)), progress)
-    made_by = manifest.Compiler(compiler.version, compiler.revision, FLAGS)
+    made_by = bundles.Compiler(compiler.version, compiler.revision, FLAGS)
     paths = []
     for target in chosen:
         held = [bundles.Module(m.format, vmfbs[m], tuple(s.key for s in m.specs)) for m in modules if m.target == target]
@@ -146,7 +146,7 @@ def mlir_of(module: Module) -> str:
 
 def _compile(module: Module, compilations: Compilations, cache: Cache) -> Path:
     mlir = mlir_of(module)
-    path = cache.path(mlir, compilations.compiler)
+    path = cache.path(".vmfb", *compilations.compiler.inputs(mlir))
     if not path.is_file():
         cache.store(path, compilations.compile(mlir, module.title))
     return path

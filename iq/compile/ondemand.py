@@ -8,8 +8,8 @@ from pathlib import Path
 
 from iq import kernels
 from iq.bundle import best_match
+from iq.cache import Cache
 from iq.compile.build import compile_module, modules_of
-from iq.compile.cache import Cache
 from iq.compile.compiler import Compilations, Compiler
 from iq.errors import NoCompilerError
 from iq.targets import TARGETS, DeviceId, Target
@@ -25,7 +25,7 @@ class CompileOnDemand:
 
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str] = frozenset()) -> Target:
         """The target that fits a device best. Raises NoArtifactError, with why each was rejected, when none does."""
-        return TARGETS[best_match(TARGETS, device_id, cpu_flags, "no target that iq compiles for")]
+        return TARGETS[best_match(TARGETS, device_id, cpu_flags, "the targets that iq compiles for")]
 
     def module(self, target: Target, format: str) -> Path:
         """The vmfb with all kernels of a format for a target; compiled now if the cache lacks it.

@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 
 from iq.bundle import Bundle, find
-from iq.compile.inspect import inspect_vmfb
 from iq.device import Device
 from iq.emulator.cases import Case, Check, cases
 from iq.emulator.device import Launch
@@ -24,6 +23,7 @@ from iq.emulator.machine import Statistics
 from iq.emulator.peaks import Roofline, Work, peaks_of, roofline
 from iq.emulator.references import Array
 from iq.errors import IqError, TargetError
+from iq.inspect import inspect_vmfb
 from iq.kernels import KernelSpec, plan
 from iq.runtime import Device as RuntimeDevice
 from iq.runtime.dtypes import dtype_of
@@ -43,7 +43,7 @@ _UNWRITTEN = 0x7B
 # Bytes before and after an output that no kernel may write.
 _GUARD = 256
 
-# Classes of instructions (iq.compile.disassembly) that a SIMD spends its issue slots on; matrix instructions have a rate of their own.
+# Classes of instructions (iq.inspect.classes) that a SIMD spends its issue slots on; matrix instructions have a rate of their own.
 _VECTOR_CLASSES = ("valu", "dot")
 
 
@@ -115,7 +115,7 @@ class KernelReport:
 class TargetReport:
     """A bundle's kernels on one emulated GPU.
 
-    dispatches: what the executables record of each, by format and name (registers, LDS: see iq.compile.inspect).
+    dispatches: what the executables record of each, by format and name (registers, LDS: see iq.inspect.facts).
     """
 
     bundle: str

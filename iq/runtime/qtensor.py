@@ -216,7 +216,7 @@ def _put(x: Array | Buffer, device: Device, op: str) -> Buffer:
 
 def _weights_format(name: str) -> type[Format]:
     fmt = format_of(name)
-    if fmt.activations:
+    if fmt.kind == "activations":
         raise FormatError(f"{fmt.name} is for activations, not for weights; see iq.quantize_q8_1")
     return fmt
 

@@ -19,8 +19,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+<<<<<<< HEAD:iq/cli.py
+=======
+from iq import __version__, ops
+>>>>>>> part-c:iq/cli/commands.py
 from iq.bundle import Bundle, find, read_manifest
 from iq.errors import BundleError, FormatError, IqError, KernelKeyError, ShapeError, TargetError
+from iq.extras import extra_of, install
 from iq.formats import FORMATS
 from iq import kernels
 from iq.kernels import OPS, KernelSpec, Problem
@@ -38,7 +43,10 @@ class _Group(click.Group):
         except (IqError, OSError) as error:
             raise click.ClickException("\n".join([str(error), *getattr(error, "__notes__", ())])) from error
         except ModuleNotFoundError as error:
-            raise click.ClickException(f"this command needs {error.name}: pip install 'iq[compile]'") from error
+            extra = extra_of(error.name or "")
+            if extra is None:
+                raise
+            raise click.ClickException(f"this command needs {error.name}, which is not installed: {install(extra)}") from error
 
 
 def _one_target(context: click.Context, parameter: click.Parameter, name: str) -> Target:
@@ -53,7 +61,7 @@ _target = click.option("--target", required=True, callback=_one_target, help="A 
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="iq")
+@click.version_option(__version__, prog_name="iq")
 def main() -> None:
     """GGML-quantized tensor ops: compile kernels, look at them, quantize models."""
 
@@ -159,7 +167,7 @@ def _emulate(path: Path, targets: str | None, report: Path | None, as_json: bool
 @_json
 def inspect_command(path: Path, pattern: str, as_json: bool) -> None:
     """What the compiler made of the kernels in a vmfb, or in the bundles at PATH: registers, memory, instructions."""
-    from iq.compile.inspect import inspect
+    from iq.inspect import inspect
 
     reports = inspect(path, pattern)
     if as_json:
@@ -225,7 +233,7 @@ def explain_command(format_name: str, target: Target, m: int, n: int, k: int, vi
 @_json
 def quantize_command(source: Path, destination: Path, format_name: str, as_json: bool) -> None:
     """Quantize the matrices of a GGUF file; tensors that are no f32, f16 or bf16 matrices of whole blocks are copied."""
-    from iq.convert import quantize_file
+    from iq.gguf.convert import quantize_file
 
     with _progress() as step:
         converted = quantize_file(source, destination, format_name, step)

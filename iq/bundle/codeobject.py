@@ -19,13 +19,14 @@ from iq.targets import DeviceId
 _MAGIC = b"\x7fELF\x02\x01\x01\x40"
 _METADATA_NOTE = ("32", "NT_AMDGPU_METADATA")  # by number, until pyelftools has a name for it
 
-# EF_AMDGPU_MACH of e_flags.
+# EF_AMDGPU_MACH of e_flags, both ways.
 _PROCESSORS = {
     0x02C: "gfx900", 0x02F: "gfx906", 0x030: "gfx908", 0x032: "gfx90c", 0x03F: "gfx90a", 0x04C: "gfx942", 0x04F: "gfx950",
     0x033: "gfx1010", 0x034: "gfx1011", 0x035: "gfx1012", 0x036: "gfx1030", 0x037: "gfx1031", 0x038: "gfx1032", 0x039: "gfx1033",
     0x03E: "gfx1034", 0x03D: "gfx1035", 0x045: "gfx1036", 0x041: "gfx1100", 0x046: "gfx1101", 0x047: "gfx1102", 0x044: "gfx1103",
     0x043: "gfx1150", 0x04A: "gfx1151", 0x055: "gfx1152", 0x058: "gfx1153", 0x048: "gfx1200", 0x04E: "gfx1201", 0x049: "gfx1250",
 }  # fmt: skip
+MACHINES = {processor: number for number, processor in _PROCESSORS.items()}
 
 # What e_flags say of a feature, in two bits each: xnack from bit 8, sramecc from bit 10.
 _SETTINGS = ("unsupported", "any", "off", "on")

@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from iq.formats.packing import Floats
+
 Ints = NDArray[np.int32]
 
 # ggml's GROUP_MAX_EPS: a group whose largest weight is below this counts as all zero.

@@ -12,19 +12,18 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from iq import codeobject
-from iq.bundle import Bundle, find
-from iq.compile.disassembly import Mix, Objdump, ptx_mixes
+from iq.bundle import Bundle, Vmfb, codeobject, find
 from iq.errors import BytecodeError
-from iq.vmfb import Vmfb
+from iq.inspect.classes import Mix, ptx_mixes
+from iq.inspect.disassembly import Objdump
 
 
 @dataclass(frozen=True)
 class Dispatch:
     """A kernel as the device runs it.
 
-    facts: what the executable records, by the names of iq.codeobject.Kernel. mix: its instructions by class (iq.compile.disassembly), each
-    counted once however often it runs; None where nothing was disassembled.
+    facts: what the executable records, by the names of iq.bundle.codeobject.Kernel.
+    mix: its instructions by class (iq.inspect.classes), each counted once however often it runs; None where nothing was disassembled.
     """
 
     name: str
@@ -95,7 +94,7 @@ class _Reader:
         if self.objdump is None:
             return {}
         if isinstance(self.objdump, str):
-            self.notes[f"no instruction mix: {self.objdump}"] = None
+            self.notes[f"no instruction mix: there is {self.objdump}"] = None
             return {}
         try:
             return self.objdump.mixes(elf, functions, family)

@@ -20,6 +20,11 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def file_of(format: str) -> str:
+    """The name of the file with a format's kernels."""
+    return f"{format}.vmfb"
+
+
 class Compiler(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The compiler that made a bundle: version, git revision and flags."""
 
