@@ -18,11 +18,12 @@ from iq.compile.build import Module, mlir_of
 from iq.compile.compiler import FLAGS, Compilations, Compiler
 from iq.compile.inspect import inspect
 from iq.emulator.device import EmulatedGpu
-from iq.emulator.references import nmse
-from iq.emulator.verify import verify_bundle
 from iq.errors import IqError, NoArtifactError
 from iq.ops import KernelSpec
 from iq.targets import TARGETS, DeviceId
+from iq.verify.devices import open_emulated
+from iq.verify.references import nmse
+from iq.verify.run import verify_bundle
 
 MODULE = """
 func.func @softmax(%x: tensor<9x320xf32>) -> tensor<9x320xf32> {
@@ -124,7 +125,7 @@ def bundle_of(target: str, key: str, change, directory: Path) -> Bundle:
 
 def failures(bundle: Bundle) -> set[str]:
     """How the cases of the bundle's kernel failed: the names of errors, and what the checks that failed had measured."""
-    [kernel] = verify_bundle(bundle).kernels
+    [kernel] = verify_bundle(bundle, open_emulated).kernels
     measured = {check.measure for case in kernel.cases for check in case.checks if not check.passed}
     return measured | {case.failure.partition(":")[0] for case in kernel.cases if case.failure}
 

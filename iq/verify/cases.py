@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iq import formats
-from iq.emulator import references
-from iq.emulator.references import Array
 from iq.formats import FORMATS, Format
 from iq.ops import KernelSpec
 from iq.targets import Target
+from iq.verify import references
+from iq.verify.references import Array
 
 
 @dataclass(frozen=True)
@@ -111,25 +111,46 @@ _EDGE_ROWS: dict[str, Callable[[Row], Row]] = {
 
 
 @dataclass(frozen=True)
-class _Model:
-    """How a product's activations are rounded, and how near the product must come to that model of it."""
+class Model:
+    """How a product's activations are rounded, and how near the product must come to float64 arithmetic on those."""
 
     name: str
     rounded: Callable[[Row], NDArray[np.floating]]
     tolerance: float
 
 
-_MODELS = {
-    "mul_mat_vec": _Model("q8_1 model", references.q8_1, references.Q8_1_MODEL_NMSE),
-    "mul_mat_q8_1": _Model("q8_1 model", references.q8_1, references.Q8_1_MODEL_NMSE),
-    "dequantize_mul_mat_vec": _Model("float64", lambda x: x, references.F32_NMSE),
-    "mul_mat_float": _Model("float64", lambda x: x, references.F16_NMSE),
+# By name. "float": activations as they are; "f16": both operands rounded to f16 for matrix units; "q8_1": activations quantized.
+MODELS = {
+    "q8_1": Model("q8_1 model", references.q8_1, references.Q8_1_MODEL_NMSE),
+    "float": Model("float64", lambda x: x, references.F32_NMSE),
+    "f16": Model("float64", lambda x: x, references.F16_NMSE),
 }
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a product is computed. model: what it is held to, of MODELS. unit: the unit that does it, a field of iq.verify.peaks.Gpu."""
+
+    model: str
+    unit: str
+
+
+_ARITHMETIC = {
+    "mul_mat_vec": Arithmetic("q8_1", "dot"),
+    "mul_mat_q8_1": Arithmetic("q8_1", "dot"),
+    "dequantize_mul_mat_vec": Arithmetic("float", "vector"),
+    "mul_mat_float": Arithmetic("f16", "matrix"),
+}
+
+
+def arithmetic(spec: KernelSpec, target: Target) -> Arithmetic:
+    """That of a product on a target."""
+    return _ARITHMETIC[spec.stages(target)[-1].kernel]
 
 
 def _product(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     """A fixed number of columns for a matvec, several for mul_mat."""
-    fmt, model = FORMATS[spec.format], _MODELS[spec.stages(target)[-1].kernel]
+    fmt, model = FORMATS[spec.format], MODELS[arithmetic(spec, target).model]
     call = partial(_call, fmt, model, rng)
     medium, one = _row_length(fmt, 352), fmt.weights()
     if spec.variant.isdigit():
@@ -149,7 +170,7 @@ def _product(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iter
         yield call(", ".join(dict.fromkeys(edges[at : at + m])), m, n, medium, edges[at : at + m])
 
 
-def _call(fmt: type[Format], model: _Model, rng: np.random.Generator, name: str, m: int, n: int, k: int, edges: Sequence[str] = ()) -> Case:
+def _call(fmt: type[Format], model: Model, rng: np.random.Generator, name: str, m: int, n: int, k: int, edges: Sequence[str] = ()) -> Case:
     packed = references.random_weights(fmt, n, k, rng)
     x = rng.standard_normal((m, k), dtype=np.float32)
     for i, edge in enumerate(edges):
@@ -159,7 +180,7 @@ def _call(fmt: type[Format], model: _Model, rng: np.random.Generator, name: str,
     return Case(f"{name}: {m} x {k} times {n} x {k}", (packed, x), sizes, (((m, n), "f32"),), check, 2 * m * n * k)
 
 
-def _check_product(model: _Model, x: NDArray[np.float32], w: NDArray[np.float32], outputs: Sequence[Array]) -> list[Check]:
+def _check_product(model: Model, x: NDArray[np.float32], w: NDArray[np.float32], outputs: Sequence[Array]) -> list[Check]:
     y = outputs[0]
     finite = np.isfinite(x).all(axis=1)
     # Row by row, else the rows of large activations would be all that counts.
