@@ -167,6 +167,30 @@ def test_wrong_lanes_are_noticed(target, old, new, tmp_path):
     assert failures(bundle_of(target, "mul_mat_vec.q4_k.2", replaced(old, new), tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [
+        ("mul_mat.q8_0.float", "gpu.subgroup_reduce maxnumf %x : (f32)", "gpu.subgroup_reduce maxnumf %x cluster(size = 16) : (f32)"),
+        ("mul_mat.q8_0.float", "%maxima[%wave]", "%maxima[%c0]"),
+        ("mul_mat.q8_0.float", "math.absf %values", "arith.negf %values"),
+        ("quantize_q8_1.q8_1.f32", "maxui %x cluster(size = 8)", "maxui %x cluster(size = 4)"),
+        ("quantize_q8_1.q8_1.f32", "add %x cluster(size = 8)", "add %x cluster(size = 4)"),
+        ("mul_mat_vec.q8_0.1", "maxui %x cluster(size = 8)", "maxui %x cluster(size = 4)"),
+    ],
+    ids=[
+        "a row's maximum in a wave",
+        "in a workgroup",
+        "of both signs",
+        "a block's maximum",
+        "a block's sum",
+        "a block's maximum, of a product",
+    ],
+)
+@pytest.mark.parametrize("target", ["gfx942", "gfx1100"])
+def test_a_maximum_over_too_few_lanes_is_noticed(target, key, old, new, tmp_path):
+    assert failures(bundle_of(target, key, replaced(old, new), tmp_path))
+
+
 @pytest.mark.parametrize("target", ["gfx90a", "gfx1201"])
 def test_an_off_by_one_store_is_noticed(target, tmp_path):
     """A result beyond the last row is, in the last column, beyond the output; in others it is what another thread writes."""

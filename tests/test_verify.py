@@ -17,11 +17,14 @@ import iq
 from iq import ops
 from iq.bundle import Bundle
 from iq.cli import main
+from iq.compile import tuning
 from iq.compile.build import bundle
 from iq.errors import DeviceError, TargetError
+from iq.formats import FORMATS
 from iq.ops import KernelSpec
+from iq.targets import TARGETS
 from iq.verify import report as reports
-from iq.verify.cases import Check, cases
+from iq.verify.cases import LANE_VALUES, LANES, Check, cases
 from iq.verify.devices import APPROXIMATIONS, EMULATED, Opened, open_real
 from iq.verify.peaks import PEAKS, Work, roofline
 from iq.verify.results import TargetReport
@@ -63,6 +66,17 @@ def test_cases_are_the_same_every_time(cpu):
 def test_all_edges_are_in_the_cases_of_one_column(cpu):
     names = {case.name.partition(":")[0] for case in cases(KernelSpec.parse("mul_mat_vec.q8_0.1"), cpu.target)}
     assert names >= {"zeros", "tiny", "huge", "outlier", "NaN", "inf", "-inf"}
+
+
+def test_each_lane_has_an_outlier():
+    for target in TARGETS.values():
+        if any(stage.kernel == "scale_rows" for stage in KernelSpec.parse("mul_mat.q8_0.float").stages(target)):
+            assert tuning.schedule("scale_rows", target, FORMATS["q8_0"], 0).threads <= LANES, target.id
+    [x] = [case.inputs[1] for case in cases(KernelSpec.parse("mul_mat.q4_0.float"), TARGETS["gfx1100"]) if "each lane" in case.name]
+    largest = np.abs(x).argmax(axis=1)
+    assert np.array_equal(largest // LANE_VALUES, np.arange(LANES))
+    assert set(largest % LANE_VALUES) == set(range(LANE_VALUES))
+    assert {np.sign(x[i, at]) for i, at in enumerate(largest)} == {-1, 1}
 
 
 @pytest.mark.parametrize("key", SOME)

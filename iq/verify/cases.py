@@ -98,6 +98,9 @@ def _with(at: int, value: float) -> Callable[[Row], Row]:
     return lambda row: np.where(np.arange(row.size) == at % row.size, np.float32(value), row)
 
 
+# The threads of the largest workgroup that shares a row of activations, and how many neighbouring values each takes at a time.
+LANES, LANE_VALUES = 256, 8
+
 # What becomes of a row of ordinary activations. The first ones have a defined product; the others must spoil their own row, and only that.
 _EDGE_ROWS: dict[str, Callable[[Row], Row]] = {
     "zeros": lambda row: row * np.float32(0),
@@ -165,16 +168,35 @@ def _product(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iter
         yield call("one row", 57, 1, medium)
         yield call("one block", 1, 21, max(one, 32))
         yield call("long rows", 23, 55, _row_length(fmt, 1100))
+        yield call("an outlier in each lane", LANES, 3, _row_length(fmt, LANES * LANE_VALUES), outliers=True)
     edges = list(_EDGE_ROWS) * max(1, m // len(_EDGE_ROWS))
     for at in range(0, len(edges), m):
         yield call(", ".join(dict.fromkeys(edges[at : at + m])), m, n, medium, edges[at : at + m])
 
 
-def _call(fmt: type[Format], model: Model, rng: np.random.Generator, name: str, m: int, n: int, k: int, edges: Sequence[str] = ()) -> Case:
+def _call(
+    fmt: type[Format],
+    model: Model,
+    rng: np.random.Generator,
+    name: str,
+    m: int,
+    n: int,
+    k: int,
+    edges: Sequence[str] = (),
+    outliers: bool = False,
+) -> Case:
+    """A product of random operands. edges: what becomes of the first rows of activations, by name.
+
+    outliers: row i of the activations has its largest magnitude among the values of lane i of a workgroup. A maximum that leaves any
+    lane or wave out makes the outlier of some row too large for f16, or for int8.
+    """
     packed = references.random_weights(fmt, n, k, rng)
     x = rng.standard_normal((m, k), dtype=np.float32)
     for i, edge in enumerate(edges):
         x[i] = _EDGE_ROWS[edge](x[i])
+    if outliers:
+        i = np.arange(m)
+        x[i, i * LANE_VALUES + i % LANE_VALUES] = np.where(i // LANE_VALUES % 2, np.float32(-100), np.float32(100))
     sizes = {"columns": m, "rows": n, "blocks": k // fmt.weights()}
     check = partial(_check_product, model, x, references.dequantized(fmt, packed))
     return Case(f"{name}: {m} x {k} times {n} x {k}", (packed, x), sizes, (((m, n), "f32"),), check, 2 * m * n * k)
@@ -210,6 +232,12 @@ def _activations(rng: np.random.Generator) -> Iterator[tuple[str, Row, Row, dict
         spans = -(-k // padding) * padding // 32
         sizes = {"columns": m, "k": k, "spans": spans}
         yield f"{m} x {k} padded to {spans * 32}", x, np.pad(x, ((0, 0), (0, spans * 32 - k))), sizes
+    # In each block one value is larger than the others: in the rows of a column of blocks, among each four neighbours of its 32.
+    x = rng.standard_normal((8, 2048), dtype=np.float32)
+    row, block = np.indices((8, 64))
+    at = (row + block) % 8 * 4 + block // 8 % 4
+    x[row, 32 * block + at] = np.where(row % 2, np.float32(-100), np.float32(100))
+    yield "an outlier in each lane of a block", x, x, {"columns": 8, "k": 2048, "spans": 64}
 
 
 def _quantize_q8_1(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
