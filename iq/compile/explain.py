@@ -13,7 +13,7 @@ from iq.targets import Target
 
 @dataclass(frozen=True)
 class Dispatch:
-    """One launch: the function on the device, the sizes it is given, its schedule, its threads a workgroup, its workgroups along x, y, z."""
+    """One launch: the function on the device, the sizes it is given, its schedule, the threads of a workgroup, workgroups along x, y, z."""
 
     name: str
     sizes: dict[str, int]

@@ -9,6 +9,9 @@ from iq.formats import Format
 from iq.kernels.schedules import Schedule
 from iq.targets import Target
 
+# The schedules of a kernel on a target, for a format and the M that the kernel is for (0: any).
+Schedules = Callable[[Target, type[Format], int], tuple[Schedule, ...]]
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -50,10 +53,12 @@ class Axis:
 class Kernel:
     """One function on the device.
 
-    name: its own. reads, writes: buffers in the order of their bindings. sizes: its 32-bit push constants. grid: up to three dimensions, x
-    first. schedules: of a target, a format and the M that the kernel is for (0: any), the default first; none where there is no such kernel.
-    model: the numeric model that its results are held to (iq.verify). unit: what does its arithmetic, "dot", "matrix" or "vector"; "" where
-    it only converts. family: the template where several kernels share one, else it is called like the kernel.
+    name: its own. reads, writes: buffers in the order of their bindings. sizes: its 32-bit push constants.
+    grid: up to three dimensions, x first.
+    schedules: those of a target, a format and the M that the kernel is for (0: any), the default first; none where there is no such kernel.
+    model: the numeric model that its results are held to (iq.verify.cases); "" where it is only ever a part of an op.
+    unit: what does its arithmetic, "dot", "matrix" or "vector"; "" where it only converts.
+    family: the template where several kernels share one, else it is called like the kernel.
     """
 
     name: str
@@ -61,8 +66,8 @@ class Kernel:
     writes: tuple[Tensor, ...]
     sizes: tuple[str, ...]
     grid: tuple[Axis, ...]
-    schedules: Callable[[Target, type[Format], int], tuple[Schedule, ...]]
-    model: str
+    schedules: Schedules
+    model: str = ""
     unit: str = ""
     family: str = ""
 

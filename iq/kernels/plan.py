@@ -16,7 +16,7 @@ from iq.targets import Target
 
 @dataclass(frozen=True)
 class Dispatch:
-    """A kernel with its schedule and the element type of its results (""  where the kernel has only one). Keys that need the same share it."""
+    """A kernel with its schedule and the element type of its results ("" where it has only one). Keys that need the same one share it."""
 
     kernel: Kernel
     schedule: Schedule

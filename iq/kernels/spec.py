@@ -19,8 +19,8 @@ from iq.targets import TARGETS, Target
 class KernelSpec:
     """One kernel: OP.FORMAT.VARIANT, and .SCHEDULE where it is not the op's default one. `key` and `parse` are inverse.
 
-    The variant is one of: columns, the largest M that it is for; via, what the activations become ("q8_1", "float"); dtype, the element type
-    of its results. Which of them is the op's own (Op.varies).
+    The variant is one of: columns, the largest M that it is for; via, what the activations become ("q8_1", "float"); dtype, the element
+    type of its results. Which one is the op's own (Op.varies).
     """
 
     op: str

@@ -152,7 +152,8 @@ class QTensor:
         n, k = (1, *self.shape)[-2:]
         if k % self._format.kernel_block_weights():
             raise ShapeError(
-                f"{op}: kernels take {self.format} rows in multiples of {self._format.kernel_block_weights()} weights, this one has {self.shape}"
+                f"{op}: kernels take {self.format} rows in multiples of {self._format.kernel_block_weights()} weights, "
+                f"this one has {self.shape}"
             )
         check_sizes(op, K=k)
         return n, k
