@@ -14,9 +14,9 @@ import numpy as np
 
 from iq.errors import DtypeError, GGUFError, ShapeError
 from iq.formats import format_of
+from iq.qtensor import QTensor
 from iq.runtime.arrays import Array, Bytes, bytes_of, check_array, check_shape
 from iq.runtime.device import Device
-from iq.runtime.qtensor import QTensor
 
 # Packed bytes, their type as ggml names it, and the shape in numpy's order: a tensor as files hold it.
 Packed = tuple[Bytes, str, tuple[int, ...]]
