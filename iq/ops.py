@@ -6,8 +6,9 @@ Every function takes flat tensors first, then its sizes as i32, then its outputs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from iq.errors import FormatError, KernelKeyError, ShapeError
 from iq.formats import FORMATS, Format, format_of
@@ -19,13 +20,21 @@ MAX_VEC_COLUMNS = 8
 # Element types that dequantize and get_rows write.
 DTYPES = ("f32", "f16", "bf16")
 
+_ITEMSIZES = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4}
+
 
 @dataclass(frozen=True)
 class Tensor:
-    """A flat tensor argument: name and element type as MLIR spells it. The type "variant" stands for the kernel's variant."""
+    """A flat tensor argument: name, and element type as MLIR spells it. The type "variant" stands for the kernel's variant.
+
+    dims: the sizes whose product counts its elements, or what is `bytes` long each; "k" is the blocks' weights where it is no size itself.
+    bytes: 0 for elements, or "block" for the format's.
+    """
 
     name: str
     dtype: str
+    dims: tuple[str, ...]
+    bytes: int | str = 0
 
 
 @dataclass(frozen=True)
@@ -96,16 +105,26 @@ _MUL_MAT_FLOAT = Stage("mul_mat_float", ("w", "xh", "xscale"), ("y",), ("columns
 _DEQUANTIZE = Stage("dequantize", ("w",), ("y",), ("blocks",), (("blocks", "block_tile"),))
 _GET_ROWS = Stage("get_rows", ("w", "ids"), ("y",), ("rows", "blocks"), (("rows", "one"), ("blocks", "block_tile")))
 
-_W, _X, _Y = Tensor("w", "i8"), Tensor("x", "f32"), Tensor("y", "f32")
-_XQ, _XD = Tensor("xq", "i8"), Tensor("xd", "i8")
+_W, _X, _Y = Tensor("w", "i8", ("rows", "blocks"), "block"), Tensor("x", "f32", ("columns", "k")), Tensor("y", "f32", ("columns", "rows"))
+_XQ, _XD = (Tensor(name, "i8", SCRATCH[name].dims, SCRATCH[name].bytes) for name in ("xq", "xd"))
+# Weights of which the sizes do not tell the rows: all blocks in one, or at least a row for ids to name.
+_BLOCKS = Tensor("w", "i8", ("blocks",), "block")
 _COLUMNS = tuple(str(n) for n in range(1, MAX_VEC_COLUMNS + 1))
 _MATRIX_SIZES = ("columns", "rows", "blocks")
 
 OPS: dict[str, Op] = {
     op.name: op
     for op in (
-        Op("dequantize", (_W,), ("blocks",), (Tensor("y", "variant"),), DTYPES, DTYPES, {"": (_DEQUANTIZE,)}),
-        Op("get_rows", (_W, Tensor("ids", "i32")), ("rows", "blocks"), (Tensor("y", "variant"),), DTYPES, DTYPES, {"": (_GET_ROWS,)}),
+        Op("dequantize", (_BLOCKS,), ("blocks",), (Tensor("y", "variant", ("k",)),), DTYPES, DTYPES, {"": (_DEQUANTIZE,)}),
+        Op(
+            "get_rows",
+            (_BLOCKS, Tensor("ids", "i32", ("rows",))),
+            ("rows", "blocks"),
+            (Tensor("y", "variant", ("rows", "k")),),
+            DTYPES,
+            DTYPES,
+            {"": (_GET_ROWS,)},
+        ),
         Op("mul_mat_vec", (_W, _X), _MATRIX_SIZES, (_Y,), _COLUMNS, (), {"": (_QUANTIZE, _VEC)}),
         Op("dequantize_mul_mat_vec", (_W, _X), _MATRIX_SIZES, (_Y,), _COLUMNS, _COLUMNS, {"": (_DEQUANTIZE_VEC,)}),
         Op(
@@ -119,7 +138,16 @@ OPS: dict[str, Op] = {
             tiled={"q8_1": (_QUANTIZE, _MUL_MAT_Q8_1), "float": (_SCALE_ROWS, _MUL_MAT_FLOAT)},
         ),
         # The activations' own formats: GGML's 36-byte blocks, rows padded to `spans` blocks; and the structure of arrays used inside.
-        Op("quantize_q8_1", (_X,), _Q8_SIZES, (Tensor("y", "i8"),), ("f32",), (), {"": (_QUANTIZE_GGML,)}, activations=True),
+        Op(
+            "quantize_q8_1",
+            (_X,),
+            _Q8_SIZES,
+            (Tensor("y", "i8", ("columns", "spans"), "block"),),
+            ("f32",),
+            (),
+            {"": (_QUANTIZE_GGML,)},
+            activations=True,
+        ),
         Op("quantize_q8_1_soa", (_X,), _Q8_SIZES, (_XQ, _XD), ("f32",), (), {"": (_QUANTIZE,)}, activations=True),
     )
 }
@@ -154,7 +182,17 @@ class KernelSpec:
 
     def outputs(self) -> tuple[Tensor, ...]:
         """The outputs, their element types resolved."""
-        return tuple(Tensor(t.name, self.variant if t.dtype == "variant" else t.dtype) for t in self.definition.outputs)
+        return tuple(replace(t, dtype=self._dtype(t)) for t in self.definition.outputs)
+
+    def nbytes(self, tensor: Tensor, sizes: Mapping[str, int]) -> int:
+        """Bytes that the kernel reads or writes of one of its tensors, at the most, for given sizes."""
+        fmt = FORMATS[self.format]
+        known = {"k": sizes.get("blocks", 0) * fmt.weights(), **sizes}
+        each = fmt.bytes() if tensor.bytes == "block" else int(tensor.bytes) or _ITEMSIZES[self._dtype(tensor)]
+        return each * math.prod(known[dim] for dim in tensor.dims)
+
+    def _dtype(self, tensor: Tensor) -> str:
+        return self.variant if tensor.dtype == "variant" else tensor.dtype
 
     def stages(self, target: Target) -> tuple[Stage, ...]:
         """The dispatches of this kernel on a target."""
