@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from iq.errors import ShapeError
 from iq.formats import format_of
 from iq.kernels import Problem, choose, plan
-from iq.kernels.plan import all_sizes
+from iq.kernels.kernel import all_sizes
 from iq.targets import Target
 
 

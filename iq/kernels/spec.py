@@ -5,12 +5,13 @@ A key names a function of a vmfb, a kernel in a manifest, and what the command l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from iq.errors import KernelKeyError
 from iq.formats import FORMATS, format_of
+from iq.kernels.kernel import Tensor, all_sizes
 from iq.kernels.ops import OPS, Op
 from iq.targets import TARGETS, Target
 
@@ -42,6 +43,10 @@ class KernelSpec:
     @property
     def definition(self) -> Op:
         return OPS[self.op]
+
+    def nbytes(self, tensor: Tensor, sizes: Mapping[str, int]) -> int:
+        """Bytes of one of the op's tensors for these sizes: what the kernel may read or write of it."""
+        return tensor.nbytes(all_sizes(FORMATS[self.format], sizes), self.dtype or "")
 
     @classmethod
     def read(cls, key: str) -> KernelSpec:
