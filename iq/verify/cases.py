@@ -196,8 +196,8 @@ def _call(
     for i, edge in enumerate(edges):
         x[i] = _EDGE_ROWS[edge](x[i])
     if outliers:
-        i = np.arange(m)
-        x[i, i * LANE_VALUES + i % LANE_VALUES] = np.where(i // LANE_VALUES % 2, np.float32(-32), np.float32(32))
+        row = np.arange(m)
+        x[row, row * LANE_VALUES + row % LANE_VALUES] = np.where(row // LANE_VALUES % 2, np.float32(-32), np.float32(32))
     sizes = {"columns": m, "rows": n, "blocks": k // fmt.weights()}
     check = partial(_check_product, model, x, references.dequantized(fmt, packed))
     return Case(f"{name}: {m} x {k} times {n} x {k}", (packed, x), sizes, (((m, n), "f32"),), check, 2 * m * n * k)

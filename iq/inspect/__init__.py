@@ -1,0 +1,1 @@
+"""Compiled kernels read back: whether they wait for what they load."""
