@@ -18,6 +18,8 @@ from iree.runtime import VmInstance, VmModule
 
 from iq import bundle as bundles
 from iq.bundle import ALIGNMENT, BYTECODE, Bundle, Bundles, Module, pack, write
+from iq.bundle.manifest import MANIFEST, Compiler, Manifest
+from iq.bundle.vmfb import BytecodeVersion, Vmfb
 from iq.compile import bundle as compile_bundle
 from iq.errors import (
     AlteredFileError,
@@ -29,9 +31,7 @@ from iq.errors import (
     NoKernelError,
     UnknownFileError,
 )
-from iq.manifest import MANIFEST, Compiler, Manifest
 from iq.targets import TARGETS, DeviceId
-from iq.vmfb import BytecodeVersion, Vmfb
 
 FILE = "q8_1.vmfb"
 KEYS = {"quantize_q8_1.q8_1.f32", "quantize_q8_1_soa.q8_1.f32"}
@@ -373,7 +373,7 @@ def test_no_artifact_says_what_there_is_and_why_not(artifacts: Path) -> None:
     with pytest.raises(NoArtifactError) as refusal:
         Bundles(artifacts).target(DeviceId.parse("gfx1101"), AVX2)
     message = str(refusal.value)
-    assert f"no artifact of {artifacts} runs on gfx1101" in message
+    assert f"none of the artifacts in {artifacts} runs on gfx1101" in message
     assert "gfx1100: gfx1100 is for another processor than gfx1101" in message
     assert "x86-64-v3: x86-64-v3 is for CPUs" in message
     with pytest.raises(NoArtifactError, match=r"avx2, .*which this CPU lacks"):

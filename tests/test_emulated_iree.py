@@ -12,14 +12,14 @@ from iree.compiler.tools import binaries
 
 import iq
 from iq import bundle as bundles
-from iq import manifest, runtime
+from iq import runtime
 from iq.bundle import Bundle
 from iq.compile.build import Module, mlir_of
 from iq.compile.compiler import FLAGS, Compilations, Compiler
-from iq.compile.inspect import inspect
 from iq.emulator.device import EmulatedGpu
 from iq.errors import IqError, NoArtifactError
-from iq.ops import KernelSpec
+from iq.inspect import inspect
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId
 from iq.verify.devices import open_emulated
 from iq.verify.references import nmse
@@ -118,7 +118,7 @@ def bundle_of(target: str, key: str, change, directory: Path) -> Bundle:
     vmfb = directory / "altered.vmfb"
     with Compilations(compiler) as compilations:
         vmfb.write_bytes(compilations.compile(change(mlir_of(Module(TARGETS[target], spec.format, (spec,)))), key))
-    made_by = manifest.Compiler(compiler.version, compiler.revision, FLAGS)
+    made_by = bundles.Compiler(compiler.version, compiler.revision, FLAGS)
     bundles.write(directory / target, DeviceId(target), [bundles.Module(spec.format, vmfb, (key,))], made_by, "")
     return Bundle.open(directory / target)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from iq import runtime
+from iq.cache import Cache
 from iq.compile.build import Module, compile_module
-from iq.compile.cache import Cache
 from iq.compile.compiler import Compilations, Compiler
 from iq.emulator.device import PROCESSORS, EmulatedGpu
 from iq.emulator.machine import Options
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS
 from iq.verify.devices import APPROXIMATIONS, EMULATED, Opened
 from iq.verify.run import Runner

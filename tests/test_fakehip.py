@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from iree.runtime import _binding
 
-from iq.codeobject import Argument
-from iq.compile.cache import Cache
+from iq.bundle.codeobject import Argument
+from iq.cache import Cache
 from iq.emulator import hip, native
 from iq.emulator.faults import LaunchError
 from iq.emulator.kernargs import fill_hidden

@@ -5,23 +5,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-
-from iq import codeobject
-from iq.codeobject import CodeObject
-from iq.compile.build import Module, compile_module
-from iq.compile.cache import Cache
-from iq.compile.compiler import Compilations, Compiler
-from iq.compile.disassembly import Objdump, classify, ptx_mixes
-from iq.compile.inspect import Report, inspect
 from iq.compile.tuning import VEC_WAVES
+
+from iq.bundle import codeobject
+from iq.bundle.codeobject import CodeObject
+from iq.bundle.vmfb import Vmfb
+from iq.cache import Cache
+from iq.compile.build import Module, compile_module
+from iq.compile.compiler import Compilations, Compiler
 from iq.errors import BytecodeError, ManifestError
-from iq.ops import KernelSpec
+from iq.inspect import Report, inspect
+from iq.inspect.classes import classify, ptx_mixes
+from iq.inspect.disassembly import Objdump
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS
-from iq.vmfb import Vmfb
 
 SPEC = KernelSpec.parse("mul_mat_vec.q4_0.2")
-
-needs_objdump = pytest.mark.skipif(isinstance(Objdump.find(), str), reason=str(Objdump.find()))
 
 
 @pytest.fixture(scope="session")
@@ -196,7 +195,6 @@ def test_ptx_instructions_are_counted_by_kernel() -> None:
 # ---- Reports
 
 
-@needs_objdump
 @pytest.mark.parametrize("target", ["gfx942", "gfx1100"])
 def test_rocm_report(vmfbs: Mapping[str, Path], target: str) -> None:
     report = report_of(vmfbs[target])
@@ -225,7 +223,6 @@ def test_cuda_report(vmfbs: Mapping[str, Path]) -> None:
     assert "global load 128" in dispatch.mix
 
 
-@needs_objdump
 def test_cpu_report(vmfbs: Mapping[str, Path]) -> None:
     report = report_of(vmfbs["x86-64-v3"])
     assert (report.processor, report.notes) == ("x86-64", ())
@@ -255,20 +252,10 @@ def test_without_a_disassembler(vmfbs: Mapping[str, Path], tmp_path: Path, monke
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("IQ_LLVM_OBJDUMP", raising=False)
     [note] = without_objdump(vmfbs["gfx942"]).notes
-    assert "no instruction mix: it needs llvm-objdump of LLVM 19 or later" in note
-    assert "looked for llvm-objdump, llvm-objdump-25" in note
+    assert note.startswith("no instruction mix: there is no llvm-objdump that decodes all kernels (there is none on PATH)")
+    assert note.endswith("apt-get install llvm-22, or name one with IQ_LLVM_OBJDUMP")
 
 
-def test_with_a_disassembler_that_is_too_old(vmfbs: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = tmp_path / "llvm-objdump"
-    old.write_text("#!/bin/sh\necho 'LLVM version 14.0.6'\necho '  amdgcn - AMD GCN GPUs'\n")
-    old.chmod(0o755)
-    monkeypatch.setenv("IQ_LLVM_OBJDUMP", str(old))
-    [note] = without_objdump(vmfbs["gfx942"]).notes
-    assert f"{old} is LLVM 14" in note
-
-
-@needs_objdump
 def test_the_disassembler_of_the_environment(vmfbs: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = Objdump.find()
     assert isinstance(found, Objdump)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from assembly import EVERYWHERE, NOTHING, Kernel, assemble, lanes, spelled
 
-from iq import codeobject
+from iq.bundle import codeobject
+from iq.bundle.vmfb import Vmfb
 from iq.emulator.faults import BarrierDeadlock, InstructionLimit, LaunchError, UnknownInstruction
 from iq.emulator.machine import Options, launch
 from iq.emulator.memory import Memory, MemoryFault
@@ -14,7 +15,6 @@ from iq.emulator.program import LoadedCode
 from iq.emulator.registers import POISON
 from iq.formats import FORMATS
 from iq.targets import TARGETS
-from iq.vmfb import Vmfb
 
 # Control flow.
 

@@ -90,6 +90,7 @@ def test_a_buffer_becomes_a_tensor_in_place(dev, rng):
         iq.QTensor.from_bytes(buffer, "q4_0", (64, 32), iq.Device("cpu", threads=1))
 
 
+@pytest.mark.needs_extras
 def test_the_default_device_is_one(monkeypatch):
     from iq.device import default_device
 

@@ -14,15 +14,15 @@ from click.testing import CliRunner
 from conftest import CPU_TARGETS
 
 import iq
-from iq import ops
+from iq import kernels
 from iq.bundle import Bundle
-from iq.cli import main
-from iq.compile import tuning
+from iq.cli.commands import main
 from iq.compile.build import bundle
-from iq.compile.disassembly import Objdump
+from iq.inspect import Objdump
 from iq.errors import DeviceError, TargetError
 from iq.formats import FORMATS
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
+from iq.kernels.ops import SCALE_ROWS
 from iq.targets import TARGETS
 from iq.verify import report as reports
 from iq.verify.cases import LANE_VALUES, LANES, Check, cases
@@ -53,7 +53,7 @@ def passed(cpu_bundle, cpu) -> TargetReport:
 
 
 def test_every_kernel_has_cases(cpu):
-    for spec in ops.kernels():
+    for spec in kernels.kernels():
         names = [case.name for case in cases(spec, cpu.target)]
         assert len(names) == len(set(names)) >= 2, spec.key
 
@@ -71,8 +71,8 @@ def test_all_edges_are_in_the_cases_of_one_column(cpu):
 
 def test_each_lane_has_an_outlier():
     for target in TARGETS.values():
-        if any(stage.kernel == "scale_rows" for stage in KernelSpec.parse("mul_mat.q8_0.float").stages(target)):
-            assert tuning.schedule("scale_rows", target, FORMATS["q8_0"], 0).threads <= LANES, target.id
+        for schedule in SCALE_ROWS.schedules(target, FORMATS["q8_0"], 0):
+            assert schedule.threads(target.wave) <= LANES, target.id
     [x] = [case.inputs[1] for case in cases(KernelSpec.parse("mul_mat.q4_0.float"), TARGETS["gfx1100"]) if "each lane" in case.name]
     largest = np.abs(x).argmax(axis=1)
     assert np.array_equal(largest // LANE_VALUES, np.arange(LANES))

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iq import codeobject
-from iq.codeobject import CodeObject
+from iq.bundle import codeobject
+from iq.bundle.codeobject import CodeObject
+from iq.bundle.vmfb import Vmfb
+from iq.cache import Cache
 from iq.compile.build import Module, compile_module
-from iq.compile.cache import Cache
 from iq.compile.compiler import Compilations, Compiler
-from iq.compile.disassembly import Objdump
+from iq.inspect import Objdump
 from iq.inspect.waits import Instruction, check, check_kernel, instructions, registers
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS
-from iq.vmfb import Vmfb
 
 
 def program(text: str) -> list[Instruction]:

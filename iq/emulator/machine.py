@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from iq.compile.disassembly import classify, mnemonics
 from iq.emulator.alu import MatrixOperandError, Mode, UnsupportedMode
 from iq.emulator.compiler import compile_step
 from iq.emulator.dispatch import Dispatch
@@ -24,6 +23,8 @@ from iq.emulator.program import LoadedCode
 from iq.emulator.registers import Environment, Indices, Waves
 from iq.emulator.spaces import DeviceMemory, GlobalSpace, PartitionedSpace, Statistics
 from iq.emulator.steps import STOP, Step
+from iq.inspect.classes import classify
+from iq.inspect.disassembly import mnemonics
 
 __all__ = ["Options", "Statistics", "launch"]
 

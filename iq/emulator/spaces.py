@@ -30,7 +30,7 @@ _ADDRESSES = SHARED_APERTURE << 31  # 2^47, where the host's addresses end
 class Statistics:
     """What a launch executed.
 
-    instructions: of waves, by class (see iq.compile.disassembly.classify). bytes_read, bytes_written: of global memory, by the bits that
+    instructions: of waves, by class (see iq.inspect.classes.classify). bytes_read, bytes_written: of global memory, by the bits that
     one lane moves at a time; scalar loads count for one lane. lds_read, lds_written: bytes. barriers: waves that arrived at one.
     """
 

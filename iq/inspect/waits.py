@@ -18,14 +18,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import zip_longest
 
-from iq import codeobject
-from iq.bundle import Bundle
-from iq.codeobject import CodeObject
-from iq.compile.disassembly import Objdump
-from iq.vmfb import Vmfb
+from iq.bundle import Bundle, codeobject
+from iq.bundle.codeobject import CodeObject
+from iq.bundle.vmfb import Vmfb
+from iq.extras import missing
+from iq.inspect.disassembly import Objdump
 
 # No counter holds more: what is older has returned.
 _MOST = 64
@@ -318,8 +317,8 @@ def check_bundle(bundle: Bundle) -> list[Finding] | str:
 
     Raises BytecodeError for a malformed code object, RuntimeError when the disassembler fails.
     """
-    if not find_spec("elftools"):
-        return "it needs pyelftools, which cannot be imported"
+    if lacking := missing("emulate"):
+        return lacking
     objdump = Objdump.find()
     if isinstance(objdump, str):
         return objdump

@@ -1,6 +1,6 @@
 """Small calls of every kernel, with the edges where kernels go wrong, and what is held against each result.
 
-Sizes are no multiples of anything that a kernel tiles by, except of the format's own block: rows, columns and row lengths have tails.
+Sizes are no multiples of anything that a kernel tiles by, except of the format's own block: M, N and K have tails.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from iq import formats
 from iq.formats import FORMATS, Format
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec, plan
 from iq.targets import Target
 from iq.verify import references
 from iq.verify.references import Array
@@ -52,14 +52,15 @@ class Case:
 
 
 def cases(spec: KernelSpec, target: Target) -> Iterator[Case]:
-    """The cases of a kernel; the same ones every time. Raises KeyError for an op that has none here."""
-    return _CASES[spec.op](spec, target, np.random.default_rng(zlib.crc32(spec.key.encode())))
+    """The cases of a kernel; the same ones every time. Raises KernelKeyError for a kernel that the target does not have."""
+    model = plan(spec, target)[-1].kernel.model
+    return _CASES[model](spec, target, np.random.default_rng(zlib.crc32(spec.key.encode())))
 
 
 def _row_length(fmt: type[Format], at_least: int) -> int:
     """A row length that kernels take: whole blocks, an odd number of them where that is no less than one."""
-    blocks = -(-at_least // fmt.weights())
-    return (blocks | 1) * fmt.weights()
+    blocks = -(-at_least // fmt.kernel_block_weights())
+    return (blocks | 1) * fmt.kernel_block_weights()
 
 
 # ---- Weights as numbers: equal in every bit
@@ -71,10 +72,10 @@ def _bits(want: Array, outputs: Sequence[Array]) -> list[Check]:
 
 def _dequantize(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     fmt = FORMATS[spec.format]
-    for name, n, k in (("one block", 1, fmt.weights()), ("random bytes", 37, _row_length(fmt, 600))):
+    for name, n, k in (("one block", 1, fmt.kernel_block_weights()), ("random bytes", 37, _row_length(fmt, 600))):
         packed = references.random_bytes(fmt, n, k, rng)
         want = references.rounded(references.dequantized(fmt, packed), spec.variant)
-        sizes = {"blocks": n * k // fmt.weights()}
+        sizes = {"blocks": n * k // fmt.kernel_block_weights()}
         yield Case(f"{name}, {n} x {k}", (packed,), sizes, (((n, k), spec.variant),), partial(_bits, want))
 
 
@@ -84,7 +85,7 @@ def _get_rows(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Ite
     packed = references.random_bytes(fmt, n, k, rng)
     values = references.rounded(references.dequantized(fmt, packed), spec.variant)
     for name, ids in (("one row", [n - 1]), ("first, last and repeated rows", [3, 0, n - 1, 3, 7, 1, 3])):
-        sizes = {"rows": len(ids), "blocks": k // fmt.weights()}
+        sizes = {"rows": len(ids), "blocks": k // fmt.kernel_block_weights()}
         outputs = (((len(ids), k), spec.variant),)
         yield Case(f"{name} of {n} x {k}", (packed, np.array(ids, np.int32)), sizes, outputs, partial(_bits, values[ids]))
 
@@ -115,49 +116,24 @@ _EDGE_ROWS: dict[str, Callable[[Row], Row]] = {
 
 @dataclass(frozen=True)
 class Model:
-    """How a product's activations are rounded, and how near the product must come to float64 arithmetic on those."""
+    """How a product's activations are rounded, and how near the product must come to float64 arithmetic on those.
+
+    outliers: whether the error stays as small where one activation is much larger than its neighbours.
+    """
 
     name: str
     rounded: Callable[[Row], NDArray[np.floating]]
     tolerance: float
+    outliers: bool = True
 
 
-# By name. "float": activations as they are; "f16": both operands rounded to f16 for matrix units; "q8_1": activations quantized.
-MODELS = {
-    "q8_1": Model("q8_1 model", references.q8_1, references.Q8_1_MODEL_NMSE),
-    "float": Model("float64", lambda x: x, references.F32_NMSE),
-    "f16": Model("float64", lambda x: x, references.F16_NMSE),
-}
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """How a product is computed. model: what it is held to, of MODELS. unit: the unit that does it, a field of iq.verify.peaks.Gpu."""
-
-    model: str
-    unit: str
-
-
-_ARITHMETIC = {
-    "mul_mat_vec": Arithmetic("q8_1", "dot"),
-    "mul_mat_q8_1": Arithmetic("q8_1", "dot"),
-    "dequantize_mul_mat_vec": Arithmetic("float", "vector"),
-    "mul_mat_float": Arithmetic("f16", "matrix"),
-}
-
-
-def arithmetic(spec: KernelSpec, target: Target) -> Arithmetic:
-    """That of a product on a target."""
-    return _ARITHMETIC[spec.stages(target)[-1].kernel]
-
-
-def _product(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    """A fixed number of columns for a matvec, several for mul_mat."""
-    fmt, model = FORMATS[spec.format], MODELS[arithmetic(spec, target).model]
+def _product(model: Model, spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    """As many rows of activations as a matvec is for, several tiles of them for mul_mat."""
+    fmt = FORMATS[spec.format]
     call = partial(_call, fmt, model, rng)
-    medium, one = _row_length(fmt, 352), fmt.weights()
-    if spec.variant.isdigit():
-        m, n = int(spec.variant), 5
+    medium, one = _row_length(fmt, 352), fmt.kernel_block_weights()
+    if spec.columns:
+        m, n = spec.columns, 5
         yield call("several rows", m, 37, medium)
         yield call("one row of one block", m, 1, max(one, 32))
         yield call("long rows", m, 3, _row_length(fmt, 4200))  # more than a wave takes at once
@@ -168,7 +144,7 @@ def _product(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iter
         yield call("one row", 57, 1, medium)
         yield call("one block", 1, 21, max(one, 32))
         yield call("long rows", 23, 55, _row_length(fmt, 1100))
-        if model is not MODELS["q8_1"]:  # whose error an outlier makes larger by nature; the cases of quantize_q8_1 have them
+        if model.outliers:  # the cases of quantize_q8_1 have them for the other model
             yield call("an outlier in each lane", LANES, 16, _row_length(fmt, LANES * LANE_VALUES), outliers=True)
     edges = list(_EDGE_ROWS) * max(1, m // len(_EDGE_ROWS))
     for at in range(0, len(edges), m):
@@ -198,7 +174,7 @@ def _call(
     if outliers:
         row = np.arange(m)
         x[row, row * LANE_VALUES + row % LANE_VALUES] = np.where(row // LANE_VALUES % 2, np.float32(-32), np.float32(32))
-    sizes = {"columns": m, "rows": n, "blocks": k // fmt.weights()}
+    sizes = {"m": m, "n": n, "blocks": k // fmt.kernel_block_weights()}
     check = partial(_check_product, model, x, references.dequantized(fmt, packed))
     return Case(f"{name}: {m} x {k} times {n} x {k}", (packed, x), sizes, (((m, n), "f32"),), check, 2 * m * n * k)
 
@@ -225,27 +201,27 @@ def _check_product(model: Model, x: NDArray[np.float32], w: NDArray[np.float32],
 
 
 def _activations(rng: np.random.Generator) -> Iterator[tuple[str, Row, Row, dict[str, int]]]:
-    """Names, activations, the same with rows padded to whole spans of 32, and sizes."""
+    """Names, activations, the same with rows padded to whole blocks of 32, and sizes."""
     for m, k, padding in ((1, 32, 32), (3, 256, 512), (2, 100, 128), (4, 16, 512), (1, 33, 64), (2, 4132, 64)):
         x = rng.standard_normal((m, k), dtype=np.float32) * np.float32(10)
         x[0, : min(k, 32)] = 0
         x[-1, k // 2 :] *= np.float32(1e-20)
-        spans = -(-k // padding) * padding // 32
-        sizes = {"columns": m, "k": k, "spans": spans}
-        yield f"{m} x {k} padded to {spans * 32}", x, np.pad(x, ((0, 0), (0, spans * 32 - k))), sizes
+        q8_blocks = -(-k // padding) * padding // 32
+        sizes = {"m": m, "k": k, "q8_blocks": q8_blocks}
+        yield f"{m} x {k} padded to {q8_blocks * 32}", x, np.pad(x, ((0, 0), (0, q8_blocks * 32 - k))), sizes
     # In each block one value is larger than the others: in the rows of a column of blocks, among each four neighbours of its 32.
     x = rng.standard_normal((8, 2048), dtype=np.float32)
     row, block = np.indices((8, 64))
     at = (row + block) % 8 * 4 + block // 8 % 4
     x[row, 32 * block + at] = np.where(row % 2, np.float32(-32), np.float32(32))
-    yield "an outlier in each lane of a block", x, x, {"columns": 8, "k": 2048, "spans": 64}
+    yield "an outlier in each lane of a block", x, x, {"m": 8, "k": 2048, "q8_blocks": 64}
 
 
 def _quantize_q8_1(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     fmt = FORMATS["q8_1"]
     for name, x, padded, sizes in _activations(rng):
         want = formats.quantize(padded, fmt.name).view(np.int8)
-        yield Case(name, (x,), sizes, (((len(x), sizes["spans"] * fmt.type_size), "i8"),), partial(_bytes, (want,)))
+        yield Case(name, (x,), sizes, (((len(x), sizes["q8_blocks"] * fmt.type_size), "i8"),), partial(_bytes, (want,)))
 
 
 def _quantize_q8_1_soa(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -254,8 +230,8 @@ def _quantize_q8_1_soa(spec: KernelSpec, target: Target, rng: np.random.Generato
         halves = quants.reshape(*d.shape, 2, 16).sum(-1, dtype=np.int32)
         sums = halves[..., 0] + 65536 * halves[..., 1]
         pairs = np.stack([d.view(np.int32), sums], axis=-1)
-        m, spans = len(x), sizes["spans"]
-        outputs = (((m, spans * 32), "i8"), ((m, spans * 8), "i8"))
+        m, q8_blocks = len(x), sizes["q8_blocks"]
+        outputs = (((m, q8_blocks * 32), "i8"), ((m, q8_blocks * 8), "i8"))
         want = (quants.reshape(m, -1), pairs.view(np.int8).reshape(m, -1))
         yield Case(name, (x,), sizes, outputs, partial(_bytes, want))
 
@@ -265,12 +241,13 @@ def _bytes(wants: tuple[Array, ...], outputs: Sequence[Array]) -> list[Check]:
     return [Check("different bytes", different, 0)]
 
 
+# By the numeric model that a kernel declares (iq.kernels.Kernel.model).
 _CASES: dict[str, Callable[[KernelSpec, Target, np.random.Generator], Iterator[Case]]] = {
-    "dequantize": _dequantize,
-    "get_rows": _get_rows,
-    "mul_mat_vec": _product,
-    "dequantize_mul_mat_vec": _product,
-    "mul_mat": _product,
-    "quantize_q8_1": _quantize_q8_1,
-    "quantize_q8_1_soa": _quantize_q8_1_soa,
+    "dequantized": _dequantize,
+    "dequantized rows": _get_rows,
+    "product of q8_1": partial(_product, Model("q8_1 model", references.q8_1, references.Q8_1_MODEL_NMSE, outliers=False)),
+    "product of f32": partial(_product, Model("float64", lambda x: x, references.F32_NMSE)),
+    "product of f16": partial(_product, Model("float64", lambda x: x, references.F16_NMSE)),
+    "q8_1 blocks": _quantize_q8_1,
+    "q8 arrays": _quantize_q8_1_soa,
 }

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from iq.formats import Format
+from iq.formats import Format, dequantize, quantize
 
 Array = NDArray[Any]
 
@@ -38,8 +37,8 @@ def random_bytes(fmt: type[Format], rows: int, k: int, rng: np.random.Generator)
 
 def random_weights(fmt: type[Format], rows: int, k: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Random quants with scales around 0.01, either sign: uint8 [rows, row_bytes]. Plain formats: normal numbers."""
-    if not fmt.quantized:
-        return gguf.quants.quantize(rng.standard_normal((rows, k), dtype=np.float32), fmt.type).view(np.uint8).reshape(rows, -1)
+    if fmt.kind != "weights":
+        return quantize(rng.standard_normal((rows, k), dtype=np.float32), fmt.name)
     blocks = rng.integers(0, 256, (rows, k // fmt.block_size, fmt.type_size), dtype=np.uint8)
     for at in SCALES[fmt.name]:
         scale = (rng.standard_normal(blocks.shape[:2]) * 0.01).astype(np.float16)
@@ -48,9 +47,8 @@ def random_weights(fmt: type[Format], rows: int, k: int, rng: np.random.Generato
 
 
 def dequantized(fmt: type[Format], packed: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """gguf-py's dequantize: f32 [rows, k]."""
-    with np.errstate(all="ignore"):
-        return gguf.quants.dequantize(packed, fmt.type).astype(np.float32).reshape(packed.shape[0], -1)
+    """The numpy reference, which is bit for bit ggml's: f32 [rows, k]."""
+    return dequantize(packed, fmt.name)
 
 
 def rounded(values: NDArray[np.float32], dtype: str) -> Array:
@@ -62,7 +60,7 @@ def rounded(values: NDArray[np.float32], dtype: str) -> Array:
             with np.errstate(over="ignore"):
                 return values.astype(np.float16)
         case "bf16":
-            return gguf.quants.quantize(values, gguf.GGMLQuantizationType.BF16).view(np.uint16)
+            return quantize(values, "bf16").view(np.uint16)
     raise KeyError(dtype)
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from iq.bundle import Bundle, find
-from iq.compile.inspect import inspect_vmfb
 from iq.errors import IqError, TargetError
-from iq.ops import KernelSpec
+from iq.inspect import inspect_vmfb
+from iq.kernels import KernelSpec, plan
 from iq.runtime import Device as RuntimeDevice
 from iq.runtime.dtypes import dtype_of
 from iq.targets import Target, parse_targets
-from iq.verify.cases import Case, Check, arithmetic, cases
+from iq.verify.cases import Case, Check, cases
 from iq.verify.devices import Opened, Opener
 from iq.verify.peaks import Work, peaks_of, roofline
 from iq.verify.references import Array
@@ -31,7 +31,7 @@ _UNWRITTEN = 0x7B
 # Bytes before and after an output that no kernel may write.
 _GUARD = 256
 
-# Classes of instructions (iq.compile.disassembly) that a SIMD spends its issue slots on; matrix instructions have a rate of their own.
+# Classes of instructions (iq.inspect.classes) that a SIMD spends its issue slots on; matrix instructions have a rate of their own.
 _VECTOR_CLASSES = ("valu", "dot")
 
 # Progress callback: (kernels done, kernels in all, names of those being run).
@@ -143,7 +143,7 @@ class Runner:
         executed = largest.executed
         work = Work(
             operations=largest.operations,
-            unit=arithmetic(spec, self._target).unit if largest.operations else "",
+            unit=plan(spec, self._target)[-1].kernel.unit,
             bytes=executed.bytes_read.total() + executed.bytes_written.total(),
             lds_bytes=executed.lds_read + executed.lds_written,
             lanes=self._target.wave * sum(executed.instructions[name] for name in _VECTOR_CLASSES),
