@@ -18,9 +18,9 @@ from iq import kernels
 from iq.bundle import Bundle
 from iq.cli.commands import main
 from iq.compile.build import bundle
-from iq.inspect import Objdump
 from iq.errors import DeviceError, TargetError
 from iq.formats import FORMATS
+from iq.inspect import Objdump
 from iq.kernels import KernelSpec
 from iq.kernels.ops import SCALE_ROWS
 from iq.targets import TARGETS
