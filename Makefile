@@ -22,7 +22,7 @@ DIFF ?=
 DEPLOY_TESTS := $(addprefix tests/test_,atomic.py buffer.py candle.py kernels.py packaging.py qtensor.py)
 
 .NOTPARALLEL:
-.PHONY: help demo test quick lint fix test-deploy emulate-all mutate kernels-diff bench tools clean
+.PHONY: help demo test quick lint fix test-deploy emulate-all mutate golden kernels-diff bench tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -57,6 +57,9 @@ emulate-all: tools ## every kernel of every ROCm target under ISA emulation, wit
 
 mutate: tools ## change instructions of kernels one at a time, and say how many changes emulated runs notice (slow)
 	$(BIN)/python tests/mutate.py
+
+golden: $(VENV)/ready ## render again what tests/golden keeps to be read, and review the diff
+	$(BIN)/python tools/golden_renders.py
 
 kernels-diff: tools ## what the working tree's templates and schedules make of the kernels at a revision: make kernels-diff BASE=main
 	@test -n "$(BASE)" || { echo "name a revision: make kernels-diff BASE=main"; exit 2; }
