@@ -56,7 +56,7 @@ class Vmfb:
 
 
 @dataclass(frozen=True)
-class Table:
+class _Table:
     """A FlatBuffer table. Fields are addressed by their place in the schema; absent ones read as 0 or empty, FlatBuffers' defaults."""
 
     data: bytes
@@ -89,17 +89,17 @@ class Table:
         start = self._target(field)
         return self.data[start + 4 : start + 4 + self._number("<I", start)].decode()
 
-    def tables(self, place: int) -> list[Table]:
+    def tables(self, place: int) -> list[_Table]:
         field = self._field(place)
         if not field:
             return []
         start = self._target(field)
-        return [Table(self.data, self._target(start + 4 + 4 * i)) for i in range(self._number("<I", start))]
+        return [_Table(self.data, self._target(start + 4 + 4 * i)) for i in range(self._number("<I", start))]
 
 
-def _root(data: bytes) -> Table:
+def _root(data: bytes) -> _Table:
     """The root table of a FlatBuffer that is preceded by its size, as `module.fb` is."""
     if data[8:12] != b"IREE":
         raise ValueError("module.fb is no IREE bytecode module")
     start = 4
-    return Table(data, start + struct.unpack_from("<I", data, start)[0])
+    return _Table(data, start + struct.unpack_from("<I", data, start)[0])
