@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import re
 import shutil
-import struct
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from elftools.elf.elffile import ELFFile
 
 from iq.bundle import Vmfb, codeobject
 from iq.bundle.codeobject import CodeObject
-from iq.bundle.vmfb import Table
+from iq.bundle.vmfb import shared_memory
 from iq.errors import BytecodeError
 from iq.inspect import Objdump
 from iq.inspect.classes import Mix, ptx_mixes
@@ -149,7 +148,7 @@ class _Cuda(Executable):
         super().__init__(objdump)
         start = data.find(b".version ")
         self._ptx = data[start : data.index(b"\0", start)].decode()
-        self._lds = _shared_memory(data)
+        self._lds = shared_memory(data)
         found = re.search(r"\.target (\w+)", self._ptx)
         self._processor = found[1] if found else "sm_unknown"
 
@@ -172,12 +171,6 @@ class _Cuda(Executable):
 
     def figures(self, name: str) -> Figures:
         return self._assembled.get(name, {}) | {"lds": self._lds.get(name, 0)} | _counts(self._mixes.get(name, {}))
-
-
-def _shared_memory(executable: bytes) -> dict[str, int]:
-    """Bytes of workgroup memory that each kernel is launched with: IREE's cuda_executable_def.fbs, behind a header of 64 bytes."""
-    (root,) = struct.unpack_from("<I", executable, 64)
-    return {export.text(1): export.integer(3) for export in Table(executable, 64 + root).tables(0)}
 
 
 def dispatches_of(vmfb: bytes, objdump: Objdump | None) -> list[Dispatch]:

@@ -71,7 +71,8 @@ hal.executable.source private @quantize_q8_1_soa_b32_l8 {
     // NaN or infinite, and so every result that uses the block. Rows are padded with zeros to whole blocks. 8 lanes a block.
 
 
-    func.func @quantize_q8_1_soa_b32_l8() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [256, 1, 1] subgroup_size = 32>} {      %m_i32 = hal.interface.constant.load layout(#quantize_q8_1_soa_b32_l8_buffers) ordinal(0) : i32
+    func.func @quantize_q8_1_soa_b32_l8() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [256, 1, 1] subgroup_size = 32>} {
+      %m_i32 = hal.interface.constant.load layout(#quantize_q8_1_soa_b32_l8_buffers) ordinal(0) : i32
       %m = arith.index_castui %m_i32 : i32 to index
       %k_i32 = hal.interface.constant.load layout(#quantize_q8_1_soa_b32_l8_buffers) ordinal(1) : i32
       %k = arith.index_castui %k_i32 : i32 to index
@@ -476,7 +477,8 @@ hal.executable.source private @mul_mat_vec_m1_n4_w4_t64 {
     // a row in turn: 4 runs of 16, spread over the weights that lie in the same bytes.
 
 
-    func.func @mul_mat_vec_m1_n4_w4_t64() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [128, 1, 1] subgroup_size = 32>} {      %m_i32 = hal.interface.constant.load layout(#mul_mat_vec_m1_n4_w4_t64_buffers) ordinal(0) : i32
+    func.func @mul_mat_vec_m1_n4_w4_t64() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [128, 1, 1] subgroup_size = 32>} {
+      %m_i32 = hal.interface.constant.load layout(#mul_mat_vec_m1_n4_w4_t64_buffers) ordinal(0) : i32
       %m = arith.index_castui %m_i32 : i32 to index
       %n_i32 = hal.interface.constant.load layout(#mul_mat_vec_m1_n4_w4_t64_buffers) ordinal(1) : i32
       %n = arith.index_castui %n_i32 : i32 to index

@@ -89,7 +89,8 @@ hal.executable.source private @scale_rows_t256 {
     // overflows, and what falls below f16's normal range is 2^28 times smaller than the row's largest. One workgroup a row.
 
 
-    func.func @scale_rows_t256() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [256, 1, 1] subgroup_size = 64>} {      %m_i32 = hal.interface.constant.load layout(#scale_rows_t256_buffers) ordinal(0) : i32
+    func.func @scale_rows_t256() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [256, 1, 1] subgroup_size = 64>} {
+      %m_i32 = hal.interface.constant.load layout(#scale_rows_t256_buffers) ordinal(0) : i32
       %m = arith.index_castui %m_i32 : i32 to index
       %k_i32 = hal.interface.constant.load layout(#scale_rows_t256_buffers) ordinal(1) : i32
       %k = arith.index_castui %k_i32 : i32 to index
@@ -647,7 +648,8 @@ hal.executable.source private @mul_mat_float_n128_m128_k32_w2x2 {
       return %m : index
     }
 
-    func.func @mul_mat_float_n128_m128_k32_w2x2() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [256, 1, 1] subgroup_size = 64>} {      %m_i32 = hal.interface.constant.load layout(#mul_mat_float_n128_m128_k32_w2x2_buffers) ordinal(0) : i32
+    func.func @mul_mat_float_n128_m128_k32_w2x2() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [256, 1, 1] subgroup_size = 64>} {
+      %m_i32 = hal.interface.constant.load layout(#mul_mat_float_n128_m128_k32_w2x2_buffers) ordinal(0) : i32
       %m = arith.index_castui %m_i32 : i32 to index
       %n_i32 = hal.interface.constant.load layout(#mul_mat_float_n128_m128_k32_w2x2_buffers) ordinal(1) : i32
       %n = arith.index_castui %n_i32 : i32 to index

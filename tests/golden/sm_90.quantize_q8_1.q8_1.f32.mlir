@@ -70,7 +70,8 @@ hal.executable.source private @quantize_q8_1_b32_l8 {
     // NaN or infinite, and so every result that uses the block. Rows are padded with zeros to whole blocks. 8 lanes a block.
 
 
-    func.func @quantize_q8_1_b32_l8() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [256, 1, 1] subgroup_size = 32>} {      %m_i32 = hal.interface.constant.load layout(#quantize_q8_1_b32_l8_buffers) ordinal(0) : i32
+    func.func @quantize_q8_1_b32_l8() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [256, 1, 1] subgroup_size = 32>} {
+      %m_i32 = hal.interface.constant.load layout(#quantize_q8_1_b32_l8_buffers) ordinal(0) : i32
       %m = arith.index_castui %m_i32 : i32 to index
       %k_i32 = hal.interface.constant.load layout(#quantize_q8_1_b32_l8_buffers) ordinal(1) : i32
       %k = arith.index_castui %k_i32 : i32 to index

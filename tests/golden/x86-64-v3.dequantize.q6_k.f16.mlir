@@ -167,7 +167,8 @@ hal.executable.source private @dequantize_f16_b64_t1 {
     }
     // ---- dequantize: weights as numbers, tile after tile.
 
-    func.func @dequantize_f16_b64_t1() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_cpu.pipeline<Default>>} {      %blocks_i32 = hal.interface.constant.load layout(#dequantize_f16_b64_t1_buffers) ordinal(0) : i32
+    func.func @dequantize_f16_b64_t1() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_cpu.pipeline<Default>>} {
+      %blocks_i32 = hal.interface.constant.load layout(#dequantize_f16_b64_t1_buffers) ordinal(0) : i32
       %blocks = arith.index_castui %blocks_i32 : i32 to index
       %workgroup_blocks = hal.interface.workgroup.id[0] : index
       // %bytes = (210 * %blocks) : index
