@@ -21,7 +21,7 @@ from iq.targets import TARGETS
 from iq.verify.devices import APPROXIMATIONS, EMULATED, Opened
 from iq.verify.run import Runner
 
-# Processors of their own kind, as the target that they are most like, and what they lack of it. gfx90a is a target itself.
+# Processors of their own kind: the target that each is most like, without what it lacks. gfx90a is a target itself.
 GFX90A, GFX942, GFX1030, GFX1100, GFX1201 = (TARGETS[id] for id in ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201"))
 OTHERS = {
     "gfx900": replace(GFX90A, dot="none", matrix=None),
