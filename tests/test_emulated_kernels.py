@@ -1,15 +1,13 @@
 """Every kernel for one processor of each generation, through IREE's own hip driver on the emulated GPU, and candle's tests on each.
 
-IQ_EMULATED_TARGETS names others ("all": every ROCm target that iq compiles for).
+tests/tiers.py says which those are.
 """
-
-import os
 
 import pytest
 
 # The very same tests, with this module's device.
 from test_candle import test_rocm_mm_q8_1, test_rocm_mm_q8_1_pad, test_rocm_mmv_q8_1, test_rocm_quantize_q8_1
-from tiers import GENERATIONS
+from tiers import EMULATED
 
 import iq
 from iq import kernels
@@ -22,9 +20,6 @@ from iq.verify.devices import open_emulated
 from iq.verify.run import verify_bundle
 
 __all__ = ["test_rocm_mm_q8_1", "test_rocm_mm_q8_1_pad", "test_rocm_mmv_q8_1", "test_rocm_quantize_q8_1"]
-
-NAMED = os.environ.get("IQ_EMULATED_TARGETS", ",".join(GENERATIONS))
-EMULATED = [t.id for t in TARGETS.values() if t.family == "rocm"] if NAMED == "all" else NAMED.split(",")
 
 targets = pytest.mark.parametrize("target", EMULATED)
 

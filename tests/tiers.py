@@ -2,9 +2,10 @@
 
 On the others, what can differ is the instructions and the state that a kernel starts with, not what a format's weights are: there, a few
 kernels run that have every way to decode weights and every kernel function among them, others on each processor. `make emulate-all` runs
-every kernel on every target.
+every kernel on every target. IQ_EMULATED_TARGETS names targets to run every kernel on instead ("all": every ROCm target).
 """
 
+import os
 from collections.abc import Hashable
 
 import numpy as np
@@ -16,6 +17,9 @@ from iq.targets import TARGETS, Target
 
 # Every kernel runs on these.
 GENERATIONS = ("gfx942", "gfx1030", "gfx1100", "gfx1201")
+ROCM = [target.id for target in TARGETS.values() if target.family == "rocm"]
+NAMED = os.environ.get("IQ_EMULATED_TARGETS", ",".join(GENERATIONS))
+EMULATED = ROCM if NAMED == "all" else NAMED.split(",")
 
 
 def decode_shape(fmt: type[Format]) -> Hashable:
@@ -25,6 +29,14 @@ def decode_shape(fmt: type[Format]) -> Hashable:
 
 # The first format of each decode shape.
 REPRESENTATIVES = list({decode_shape(fmt): name for name, fmt in reversed(FORMATS.items())}.values())[::-1]
+
+
+# Modules to look at, not to run: targets and formats. Those that are emulated, and of each other target one, of another decode shape each.
+MODULES = [(TARGETS[id], FORMATS[name]) for id in EMULATED for name in FORMATS]
+MODULES += [
+    (TARGETS[id], FORMATS[REPRESENTATIVES[n % len(REPRESENTATIVES)]])
+    for n, id in enumerate((id for id in ROCM if id not in EMULATED), start=REPRESENTATIVES.index("q4_k"))
+]
 
 
 def something_of_everything(target: Target) -> list[KernelSpec]:
@@ -45,4 +57,4 @@ def generation(processor: str) -> str:
     return processor.removesuffix(processor[-2:])
 
 
-assert {generation(id) for id in GENERATIONS} == {generation(t.id) for t in TARGETS.values() if t.family == "rocm"}
+assert {generation(id) for id in GENERATIONS} == {generation(id) for id in ROCM}
