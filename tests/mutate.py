@@ -50,7 +50,7 @@ from iq.emulator.steps import Result, Step
 from iq.emulator.steps import Target as StepTarget
 from iq.emulator.verify import Runner
 from iq.inspect.disassembly import Objdump
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId, Target
 
 # One of each kind: cross-lane sums, dot4 tiles through LDS, matrix units, bytes in and floats out.

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import iq
-from iq import ops
+from iq import kernels
 from iq.bundle import Bundle
 from iq.cli.commands import main
 from iq.formats import FORMATS
@@ -98,9 +98,9 @@ def test_ls_of_bundles(artifacts: Path) -> None:
 
 
 def test_ls_of_all_kernels() -> None:
-    assert run("ls", "--kernels").stdout.splitlines() == [k.key for k in ops.kernels()]
+    assert run("ls", "--kernels").stdout.splitlines() == [k.key for k in kernels.kernels()]
     keys = [f"{row['op']}.{row['format']}.{variant}" for row in facts("ls") for variant in row["variants"]]
-    assert keys == [k.key for k in ops.kernels()]
+    assert keys == [k.key for k in kernels.kernels()]
 
 
 def test_verify(artifacts: Path) -> None:
@@ -146,19 +146,19 @@ def explain(format: str, target: str, rows: int, k: int, columns: int, *more: st
 
 def test_explain() -> None:
     shown = facts(*explain("q4_0", "gfx1100", 4096, 512, 3))
-    assert (shown["key"], shown["target"]) == ("mul_mat_vec.q4_0.3", "gfx1100")
+    assert (shown["key"], shown["target"]) == ("mul_mat_vec.q4_0.4", "gfx1100")
     quantize, multiply = shown["dispatches"]
     assert (quantize["name"], quantize["sizes"]) == ("quantize_q8_1_soa", {"columns": 3, "k": 512, "spans": 16})
-    assert (multiply["name"], multiply["sizes"]) == ("mul_mat_vec_3", {"columns": 3, "rows": 4096, "blocks": 16})
+    assert (multiply["name"], multiply["sizes"]) == ("mul_mat_vec_m4_n4_w4_t64", {"columns": 3, "rows": 4096, "blocks": 16})
     assert multiply["workgroups"] == [-(-4096 // multiply["tiles"]["row_tile"]), 1]
     assert facts(*explain("q4_0", "gfx1100", 4096, 512, 9))["key"] == "mul_mat.q4_0.float"
     assert facts(*explain("q4_0", "gfx1030", 4096, 512, 9))["key"] == "mul_mat.q4_0.q8_1"
     assert facts(*explain("q4_0", "gfx1100", 4096, 512, 1, "--via", "float"))["key"] == "dequantize_mul_mat_vec.q4_0.1"
-    assert run(*explain("q4_0", "gfx1100", 4096, 512, 3)).stdout.startswith("mul_mat_vec.q4_0.3 on gfx1100\n")
+    assert run(*explain("q4_0", "gfx1100", 4096, 512, 3)).stdout.startswith("mul_mat_vec.q4_0.4 on gfx1100\n")
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("format", [f.name for f in FORMATS.values() if not f.activations])
+@pytest.mark.parametrize("format", [f.name for f in FORMATS.values() if f.kind != "activations"])
 def test_everything_can_be_explained(target: str, format: str) -> None:
     for columns in (1, 8, 9):
         assert facts(*explain(format, target, 7, 512, columns))["dispatches"]
@@ -228,7 +228,7 @@ def test_quantize_over_itself(model: Path) -> None:
         assert file.tensors["w"].format == "q8_0"
 
 
-@pytest.mark.parametrize("name", [f.name for f in FORMATS.values() if f.quantized and not f.activations])
+@pytest.mark.parametrize("name", [f.name for f in FORMATS.values() if f.kind == "weights"])
 def test_quantize_to_every_type(model: Path, tmp_path: Path, name: str) -> None:
     run("quantize", model, tmp_path / "out.gguf", "--type", name)
     with iq.gguf.open(tmp_path / "out.gguf") as file:

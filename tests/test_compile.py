@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from iq import ops
+from iq import kernels
 from iq.bundle import Bundle
 from iq.bundle.vmfb import Vmfb
 from iq.cache import Cache
@@ -19,7 +19,7 @@ from iq.compile import CompileOnDemand, build, bundle, compiler, diagnostics
 from iq.compile.build import Module, compile_module, compile_modules, mlir_of, modules_of, templates_digest
 from iq.compile.compiler import FLAGS, Compilations, Compiler
 from iq.errors import CompileError, FormatError, IqError, KernelKeyError, NoArtifactError, NoCompilerError, TargetError
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId, Target
 
 CPU = TARGETS["x86-64-v3"]
@@ -202,7 +202,7 @@ def test_a_fault_in_a_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 # ---- Modules
 
 
-SPECS = tuple(KernelSpec("mul_mat_vec", "q4_0", str(n)) for n in range(1, 5))
+SPECS = tuple(KernelSpec("mul_mat_vec", "q4_0", columns=n) for n in VEC_COLUMNS)
 MODULE = Module(CPU, "q4_0", SPECS)
 
 
@@ -217,7 +217,7 @@ def test_the_kernel_that_crashes_the_compiler_is_named(tmp_path: Path) -> None:
     crashing = script(tmp_path, r"grep -q 'q4_0\.3' && kill -ABRT $$; echo fine")
     with Compilations(crashing) as compilations, pytest.raises(CompileError) as error:
         compile_module(MODULE, compilations, Cache(tmp_path))
-    assert str(error.value).startswith("mul_mat_vec.q4_0.3 for x86-64-v3 does not compile (SIGABRT")
+    assert str(error.value).startswith("mul_mat_vec.q4_0.4 for x86-64-v3 does not compile (SIGABRT")
 
 
 @pytest.mark.usefixtures("rendered")
@@ -305,9 +305,9 @@ def test_running_compilers_are_ended(tmp_path: Path, error: type[BaseException])
 
 
 def test_every_kernel_is_in_a_module() -> None:
-    modules = modules_of(CPU, ops.kernels())
-    assert [m.name for m in modules] == [f"x86-64-v3/{f}" for f in sorted({k.format for k in ops.kernels()})]
-    assert {s for m in modules for s in m.specs} == set(ops.kernels())
+    modules = modules_of(CPU, kernels.kernels())
+    assert [m.name for m in modules] == [f"x86-64-v3/{f}" for f in sorted({k.format for k in kernels.kernels()})]
+    assert {s for m in modules for s in m.specs} == set(kernels.kernels())
 
 
 # ---- Bundles
@@ -400,7 +400,7 @@ def test_on_demand_compiles_all_kernels_of_a_format() -> None:
     target = provider.target(DeviceId("cpu"), CPU.cpu_requires)
     assert target is CPU
     vmfb = Vmfb.parse(provider.module(target, "q8_1").read_bytes())
-    assert set(vmfb.functions) == {s.key for s in ops.select("q8_1")}
+    assert set(vmfb.functions) == {s.key for s in kernels.select("q8_1")}
     with pytest.raises(FormatError):
         provider.module(target, "q9_9")
 

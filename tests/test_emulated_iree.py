@@ -21,7 +21,7 @@ from iq.emulator.references import nmse
 from iq.emulator.verify import verify_bundle
 from iq.errors import IqError, NoArtifactError
 from iq.inspect import inspect
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId
 
 MODULE = """

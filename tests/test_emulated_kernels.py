@@ -11,7 +11,7 @@ import pytest
 from test_candle import test_rocm_mm_q8_1, test_rocm_mm_q8_1_pad, test_rocm_mmv_q8_1, test_rocm_quantize_q8_1
 
 import iq
-from iq import ops
+from iq import kernels
 from iq.bundle import Bundle
 from iq.compile.build import bundle
 from iq.emulator.verify import HOW, verify_bundle
@@ -33,7 +33,7 @@ def test_kernels(environment, tmp_path, target, fmt):
     """As `iq verify --emulate` runs them: bit-exact dequantize and get_rows, products to the tolerances that hold on the CPU."""
     [path] = bundle(target, fmt, out=tmp_path, jobs=1)
     report = verify_bundle(Bundle.open(path))
-    assert {k.key for k in report.kernels} == {k.key for k in ops.select(fmt)}
+    assert {k.key for k in report.kernels} == {k.key for k in kernels.select(fmt)}
     failed = {f"{k.key}: {c.name}": c.failure or c.checks for k in report.kernels for c in k.cases if not c.passed}
     assert not failed
     assert report.how == HOW

@@ -15,7 +15,7 @@ from iq.compile.compiler import Compilations, Compiler
 from iq.emulator.device import PROCESSORS, EmulatedGpu
 from iq.emulator.machine import Options
 from iq.emulator.verify import Runner
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS
 
 # A target like it.

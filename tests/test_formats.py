@@ -23,9 +23,11 @@ def test_names_ids_and_sizes_are_ggmls(form: type[Format]) -> None:
     type = gguf.GGMLQuantizationType[form.name.upper()]
     expected = (32, 36) if form.name == "q8_1" else gguf.GGML_QUANT_SIZES[type]
     assert (form.type, form.block_size, form.type_size) == (type.value, *expected)
-    assert (form.weights(), form.bytes()) == (expected[0] * form.group, expected[1] * form.group)
+    assert (form.kernel_block_weights(), form.kernel_block_bytes()) == (expected[0] * form.group, expected[1] * form.group)
     assert form.row_bytes(3 * form.block_size) == 3 * form.type_size
-    assert form.weights() % form.unit == form.unit % form.span == 0
+    if form.kind == "weights":
+        assert form.sub_block in (16, 32)
+        assert form.block_size % form.sub_block == form.block_size % form.interleave == 0
 
 
 def test_every_format_is_registered_once_under_its_name() -> None:

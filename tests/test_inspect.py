@@ -17,7 +17,7 @@ from iq.errors import BytecodeError, ManifestError
 from iq.inspect import Report, inspect
 from iq.inspect.classes import classify, ptx_mixes
 from iq.inspect.disassembly import Objdump
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS
 
 SPEC = KernelSpec.parse("mul_mat_vec.q4_0.2")

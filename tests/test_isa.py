@@ -59,7 +59,7 @@ def test_results_are_written_in_128_bit_stores(module):
 def test_quantized_matvec_and_mul_mat_use_dot4(module):
     _, fmt, dispatches = module
     integer = of(dispatches, "mul_mat_vec", "mul_mat_q8_1")
-    assert bool(integer) == fmt.quantized
+    assert bool(integer) == fmt.kind == "weights"
     for d in integer:
         assert mix(d)["dot"] >= 8, d.name
 
@@ -67,7 +67,7 @@ def test_quantized_matvec_and_mul_mat_use_dot4(module):
 def test_float_mul_mat_uses_the_matrix_unit(module):
     target, fmt, dispatches = module
     tiles = of(dispatches, "mul_mat_float")
-    assert bool(tiles) == fmt.quantized
+    assert bool(tiles) == fmt.kind == "weights"
     for d in tiles:
         assert mix(d)[MATRIX_CLASSES[target.matrix]] >= 16
         assert mix(d)["barrier"] >= 2

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from conftest import CPU_TARGETS
 
 import iq
-from iq import ops
+from iq import kernels
 from iq.bundle import Bundle
 from iq.cli.commands import main
 from iq.compile.build import bundle
@@ -23,7 +23,7 @@ from iq.emulator.cases import Check, cases
 from iq.emulator.peaks import PEAKS, Work, roofline
 from iq.emulator.verify import APPROXIMATIONS, HOW, TargetReport, run, verify_bundle
 from iq.errors import DeviceError, TargetError
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 
 SOME = ["dequantize.q6_k.bf16", "get_rows.q4_0.f16", "mul_mat_vec.q4_k.3", "dequantize_mul_mat_vec.f16.8", "mul_mat.q8_0.q8_1"]
 SOME += ["mul_mat.q4_0.float", "quantize_q8_1.q8_1.f32", "quantize_q8_1_soa.q8_1.f32"]
@@ -46,7 +46,7 @@ def passed(cpu_bundle, cpu) -> TargetReport:
 
 
 def test_every_kernel_has_cases(cpu):
-    for spec in ops.kernels():
+    for spec in kernels.kernels():
         names = [case.name for case in cases(spec, cpu.target)]
         assert len(names) == len(set(names)) >= 2, spec.key
 

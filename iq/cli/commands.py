@@ -19,12 +19,16 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+<<<<<<< HEAD:iq/cli.py
+=======
 from iq import __version__, ops
+>>>>>>> part-c:iq/cli/commands.py
 from iq.bundle import Bundle, find, read_manifest
 from iq.errors import BundleError, FormatError, IqError, KernelKeyError, ShapeError, TargetError
 from iq.extras import extra_of, install
 from iq.formats import FORMATS
-from iq.ops import OPS, KernelSpec
+from iq import kernels
+from iq.kernels import OPS, KernelSpec, Problem
 from iq.targets import TARGETS, Target, parse_targets
 
 
@@ -94,13 +98,13 @@ def ls_command(path: Path | None, kernels: bool, as_json: bool) -> None:
         else:
             _show_bundles(paths, as_json)
     elif kernels:
-        _print_list([k.key for k in ops.kernels()], as_json)
+        _print_list([k.key for k in kernels.kernels()], as_json)
     else:
         rows = [
             {"op": op.name, "format": fmt.name, "variants": list(variants)}
             for op in OPS.values()
             for fmt in FORMATS.values()
-            if (variants := ops.variants_of(op, fmt))
+            if (variants := op.values(fmt))
         ]
         _print_table(rows, as_json)
 
@@ -203,20 +207,20 @@ def targets_command(as_json: bool) -> None:
 @main.command("explain")
 @click.option("--format", "format_name", required=True, help="The weight's format.")
 @_target
-@click.option("--rows", required=True, type=int, help="Rows of the weight.")
+@click.option("--m", required=True, type=int, help="Rows of activations.")
+@click.option("--n", required=True, type=int, help="Rows of the weight.")
 @click.option("--k", required=True, type=int, help="Length of a row.")
-@click.option("--columns", required=True, type=int, help="Rows of activations.")
 @click.option("--via", help="What the activations become: q8_1 or float; by default what format, target and shape suggest.")
 @_json
-def explain_command(format_name: str, target: Target, rows: int, k: int, columns: int, via: str | None, as_json: bool) -> None:
-    """Which kernel multiplies a matrix, and how it is laid over the target."""
+def explain_command(format_name: str, target: Target, m: int, n: int, k: int, via: str | None, as_json: bool) -> None:
+    """Which kernel multiplies a matrix, why, what else there is, and how it is laid over the target."""
     from iq.compile.explain import explain
 
-    explanation = explain(format_name, target, rows, k, columns, via)
+    explanation = explain(format_name, target, Problem(m, n, k), via)
     if as_json:
         _print_json(explanation)
         return
-    click.echo(f"{explanation.key} on {explanation.target}")
+    click.echo(f"{explanation.key} on {explanation.target}\nwhy: {explanation.why}\nothers: {', '.join(explanation.others) or 'none'}")
     _print_table(
         [{"dispatch": d["name"], **{k: v for k, v in d.items() if k != "name"}} for d in map(dataclasses.asdict, explanation.dispatches)]
     )

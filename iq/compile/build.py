@@ -15,13 +15,14 @@ from pathlib import Path
 import jinja2
 
 from iq import bundle as bundles
-from iq import ops
+from iq import kernels, manifest
 from iq.cache import Cache
 from iq.compile import diagnostics
 from iq.compile.compiler import FLAGS, Compilations, Compiler
+from iq.compile.notation import NotationError
 from iq.compile.render import render
 from iq.errors import CompileError, KernelKeyError
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.targets import DeviceId, Target, parse_targets
 
 # Told of each step: modules done, modules in all, the names of those being compiled.
@@ -47,8 +48,8 @@ class Module:
 
 
 def modules_of(target: Target, specs: Iterable[KernelSpec]) -> list[Module]:
-    """The modules that hold these kernels for a target, one for each format."""
-    by_format = sorted(specs, key=lambda s: s.format)
+    """The modules that hold those of these kernels that a target has, one for each format."""
+    by_format = sorted((spec for spec in specs if spec.exists(target)), key=lambda s: s.format)
     return [Module(target, name, tuple(group)) for name, group in groupby(by_format, key=lambda s: s.format)]
 
 
@@ -88,7 +89,7 @@ def bundle(
 def select(formats: str | Sequence[str] | None, names: str | Sequence[str] | None) -> list[KernelSpec]:
     """The kernels of these formats and ops; None is all. Raises FormatError; KernelKeyError for an unknown op or where nothing is left."""
     joined = [value if value is None or isinstance(value, str) else ",".join(value) for value in (formats, names)]
-    specs = ops.select(*joined)
+    specs = kernels.select(*joined)
     if not specs:
         raise KernelKeyError(f"the ops {joined[1]} have no kernels for the formats {joined[0]}; `iq ls` shows which have")
     return specs
@@ -139,6 +140,8 @@ def mlir_of(module: Module) -> str:
         return render(module.specs, module.target)
     except jinja2.TemplateError as error:
         raise CompileError(f"{module.title} does not render:\n\n{diagnostics.show_template_fault(error)}") from error
+    except NotationError as error:
+        raise CompileError(f"{module.title} does not render:\n\n{diagnostics.show_line(error.text, error.line, str(error))}") from error
 
 
 def _compile(module: Module, compilations: Compilations, cache: Cache) -> Path:

@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from iq import ops
+from iq import kernels
 from iq.bundle import best_match
 from iq.cache import Cache
 from iq.compile.build import compile_module, modules_of
@@ -37,7 +37,7 @@ class CompileOnDemand:
                 f"the {format} kernels for {target.id} have to be compiled, but IQ_DISABLE_COMPILE is set: "
                 f"unset it, or name a bundle that holds them (IQ_BUNDLE_PATH; `iq compile --target {target.id} --format {format}`)"
             )
-        [module] = modules_of(target, ops.select(format))
+        [module] = modules_of(target, kernels.select(format))
         with Compilations(Compiler.find()) as compilations:
             _log.info("kernels of %s: compiling, unless they are in %s", module.name, self._cache.directory)
             return compile_module(module, compilations, self._cache)

@@ -17,7 +17,7 @@ from iq import formats
 from iq.emulator import references
 from iq.emulator.references import Array
 from iq.formats import FORMATS, Format
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec, plan
 from iq.targets import Target
 
 
@@ -58,8 +58,8 @@ def cases(spec: KernelSpec, target: Target) -> Iterator[Case]:
 
 def _row_length(fmt: type[Format], at_least: int) -> int:
     """A row length that kernels take: whole blocks, an odd number of them where that is no less than one."""
-    blocks = -(-at_least // fmt.weights())
-    return (blocks | 1) * fmt.weights()
+    blocks = -(-at_least // fmt.kernel_block_weights())
+    return (blocks | 1) * fmt.kernel_block_weights()
 
 
 # ---- Weights as numbers: equal in every bit
@@ -71,10 +71,10 @@ def _bits(want: Array, outputs: Sequence[Array]) -> list[Check]:
 
 def _dequantize(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     fmt = FORMATS[spec.format]
-    for name, n, k in (("one block", 1, fmt.weights()), ("random bytes", 37, _row_length(fmt, 600))):
+    for name, n, k in (("one block", 1, fmt.kernel_block_weights()), ("random bytes", 37, _row_length(fmt, 600))):
         packed = references.random_bytes(fmt, n, k, rng)
         want = references.rounded(references.dequantized(fmt, packed), spec.variant)
-        sizes = {"blocks": n * k // fmt.weights()}
+        sizes = {"blocks": n * k // fmt.kernel_block_weights()}
         yield Case(f"{name}, {n} x {k}", (packed,), sizes, (((n, k), spec.variant),), partial(_bits, want))
 
 
@@ -84,7 +84,7 @@ def _get_rows(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Ite
     packed = references.random_bytes(fmt, n, k, rng)
     values = references.rounded(references.dequantized(fmt, packed), spec.variant)
     for name, ids in (("one row", [n - 1]), ("first, last and repeated rows", [3, 0, n - 1, 3, 7, 1, 3])):
-        sizes = {"rows": len(ids), "blocks": k // fmt.weights()}
+        sizes = {"rows": len(ids), "blocks": k // fmt.kernel_block_weights()}
         outputs = (((len(ids), k), spec.variant),)
         yield Case(f"{name} of {n} x {k}", (packed, np.array(ids, np.int32)), sizes, outputs, partial(_bits, values[ids]))
 
@@ -120,20 +120,19 @@ class _Model:
 
 
 _MODELS = {
-    "mul_mat_vec": _Model("q8_1 model", references.q8_1, references.Q8_1_MODEL_NMSE),
-    "mul_mat_q8_1": _Model("q8_1 model", references.q8_1, references.Q8_1_MODEL_NMSE),
-    "dequantize_mul_mat_vec": _Model("float64", lambda x: x, references.F32_NMSE),
-    "mul_mat_float": _Model("float64", lambda x: x, references.F16_NMSE),
+    "q8_1 product": _Model("q8_1 model", references.q8_1, references.Q8_1_MODEL_NMSE),
+    "f32 product": _Model("float64", lambda x: x, references.F32_NMSE),
+    "f16 product": _Model("float64", lambda x: x, references.F16_NMSE),
 }
 
 
 def _product(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
     """A fixed number of columns for a matvec, several for mul_mat."""
-    fmt, model = FORMATS[spec.format], _MODELS[spec.stages(target)[-1].kernel]
+    fmt, model = FORMATS[spec.format], _MODELS[plan(spec, target)[-1].kernel.model]
     call = partial(_call, fmt, model, rng)
-    medium, one = _row_length(fmt, 352), fmt.weights()
-    if spec.variant.isdigit():
-        m, n = int(spec.variant), 5
+    medium, one = _row_length(fmt, 352), fmt.kernel_block_weights()
+    if spec.columns:
+        m, n = spec.columns, 5
         yield call("several rows", m, 37, medium)
         yield call("one row of one block", m, 1, max(one, 32))
         yield call("long rows", m, 3, _row_length(fmt, 4200))  # more than a wave takes at once
@@ -154,7 +153,7 @@ def _call(fmt: type[Format], model: _Model, rng: np.random.Generator, name: str,
     x = rng.standard_normal((m, k), dtype=np.float32)
     for i, edge in enumerate(edges):
         x[i] = _EDGE_ROWS[edge](x[i])
-    sizes = {"columns": m, "rows": n, "blocks": k // fmt.weights()}
+    sizes = {"m": m, "n": n, "blocks": k // fmt.kernel_block_weights()}
     check = partial(_check_product, model, x, references.dequantized(fmt, packed))
     return Case(f"{name}: {m} x {k} times {n} x {k}", (packed, x), sizes, (((m, n), "f32"),), check, 2 * m * n * k)
 
@@ -187,7 +186,7 @@ def _activations(rng: np.random.Generator) -> Iterator[tuple[str, Row, Row, dict
         x[0, : min(k, 32)] = 0
         x[-1, k // 2 :] *= np.float32(1e-20)
         spans = -(-k // padding) * padding // 32
-        sizes = {"columns": m, "k": k, "spans": spans}
+        sizes = {"m": m, "k": k, "q8_blocks": spans}
         yield f"{m} x {k} padded to {spans * 32}", x, np.pad(x, ((0, 0), (0, spans * 32 - k))), sizes
 
 
@@ -195,7 +194,7 @@ def _quantize_q8_1(spec: KernelSpec, target: Target, rng: np.random.Generator) -
     fmt = FORMATS["q8_1"]
     for name, x, padded, sizes in _activations(rng):
         want = formats.quantize(padded, fmt.name).view(np.int8)
-        yield Case(name, (x,), sizes, (((len(x), sizes["spans"] * fmt.type_size), "i8"),), partial(_bytes, (want,)))
+        yield Case(name, (x,), sizes, (((len(x), sizes["q8_blocks"] * fmt.type_size), "i8"),), partial(_bytes, (want,)))
 
 
 def _quantize_q8_1_soa(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -204,7 +203,7 @@ def _quantize_q8_1_soa(spec: KernelSpec, target: Target, rng: np.random.Generato
         halves = quants.reshape(*d.shape, 2, 16).sum(-1, dtype=np.int32)
         sums = halves[..., 0] + 65536 * halves[..., 1]
         pairs = np.stack([d.view(np.int32), sums], axis=-1)
-        m, spans = len(x), sizes["spans"]
+        m, spans = len(x), sizes["q8_blocks"]
         outputs = (((m, spans * 32), "i8"), ((m, spans * 8), "i8"))
         want = (quants.reshape(m, -1), pairs.view(np.int8).reshape(m, -1))
         yield Case(name, (x,), sizes, outputs, partial(_bytes, want))

@@ -37,7 +37,7 @@ def random_bytes(fmt: type[Format], rows: int, k: int, rng: np.random.Generator)
 
 def random_weights(fmt: type[Format], rows: int, k: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Random quants with scales around 0.01, either sign: uint8 [rows, row_bytes]. Plain formats: normal numbers."""
-    if not fmt.quantized:
+    if fmt.kind != "weights":
         return quantize(rng.standard_normal((rows, k), dtype=np.float32), fmt.name)
     blocks = rng.integers(0, 256, (rows, k // fmt.block_size, fmt.type_size), dtype=np.uint8)
     for at in SCALES[fmt.name]:

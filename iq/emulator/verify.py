@@ -24,7 +24,7 @@ from iq.emulator.peaks import Roofline, Work, peaks_of, roofline
 from iq.emulator.references import Array
 from iq.errors import IqError, TargetError
 from iq.inspect import inspect_vmfb
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec, plan
 from iq.runtime import Device as RuntimeDevice
 from iq.runtime.dtypes import dtype_of
 from iq.targets import Target, parse_targets
@@ -43,8 +43,6 @@ _UNWRITTEN = 0x7B
 # Bytes before and after an output that no kernel may write.
 _GUARD = 256
 
-# The unit that does a product's arithmetic (a field of iq.emulator.peaks.Gpu), by the kernel that makes it.
-_UNITS = {"mul_mat_vec": "dot", "mul_mat_q8_1": "dot", "mul_mat_float": "matrix", "dequantize_mul_mat_vec": "vector"}
 # Classes of instructions (iq.inspect.classes) that a SIMD spends its issue slots on; matrix instructions have a rate of their own.
 _VECTOR_CLASSES = ("valu", "dot")
 
@@ -224,7 +222,7 @@ class Runner:
         executed = largest.executed
         work = Work(
             operations=largest.operations,
-            unit=_UNITS.get(spec.stages(self._target)[-1].kernel, ""),
+            unit=plan(spec, self._target)[-1].kernel.unit,
             bytes=executed.bytes_read.total() + executed.bytes_written.total(),
             lds_bytes=executed.lds_read + executed.lds_written,
             lanes=self._target.wave * sum(executed.instructions[name] for name in _VECTOR_CLASSES),

@@ -37,7 +37,6 @@ class Format:
     interleave: length of the aligned runs of weights whose lowest bits lie in the same bytes. In q4_0, byte i holds weights i and i + 16
         of a block, so its 16 bytes belong to all 32.
     f16_fields: byte offsets of the float16 scales (and mins) in a block.
-    unit: weights one lane takes at a time in a matvec; span: consecutive weights of a unit that share scale and min.
     group: GGML blocks that kernels take together. A plain element is a block of its own to GGML; kernels take 8 of them, one load of f16.
     """
 
@@ -52,26 +51,19 @@ class Format:
     sub_block: ClassVar[int] = 0
     interleave: ClassVar[int] = 1
     f16_fields: ClassVar[tuple[int, ...]] = ()
-    unit: ClassVar[int]
-    span: ClassVar[int]
     group: ClassVar[int] = 1
 
-    # The same as `kind`, for the templates.
-    quantized: ClassVar[bool]
-    activations: ClassVar[bool]
-
     def __init_subclass__(cls) -> None:
-        cls.quantized, cls.activations = cls.kind == "weights", cls.kind == "activations"
         if "name" in vars(cls):
             FORMATS[cls.name] = cls
 
     @classmethod
-    def weights(cls) -> int:
+    def kernel_block_weights(cls) -> int:
         """Weights in what a kernel takes as a block."""
         return cls.block_size * cls.group
 
     @classmethod
-    def bytes(cls) -> int:
+    def kernel_block_bytes(cls) -> int:
         """Bytes of what a kernel takes as a block."""
         return cls.type_size * cls.group
 

@@ -26,7 +26,6 @@ class SixBitScales(Format):
     mins = True
     sub_block, interleave = 32, 64
     f16_fields = (0, 2)
-    unit, span = 64, 32
 
     top: ClassVar[int]
     search: ClassVar[tuple[float, float, int]]
@@ -129,7 +128,6 @@ class Q6_K(Format):
     zero = 32
     sub_block, interleave = 16, 128
     f16_fields = (208,)
-    unit, span = 64, 16
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:

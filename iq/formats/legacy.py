@@ -17,7 +17,6 @@ class Q4_0(Format):
     zero = 8
     sub_block, interleave = 32, 32
     f16_fields = (0,)
-    unit = span = 32
 
     @classmethod
     def importance(cls, rows: Floats, imatrix: Floats) -> Floats:
@@ -52,7 +51,6 @@ class Q8_0(Format):
     signed = True
     sub_block, interleave = 32, 1
     f16_fields = (0,)
-    unit = span = 32
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
@@ -77,7 +75,6 @@ class Q8_1(Format):
     signed = True
     sub_block, interleave = 32, 1
     f16_fields = (0, 2)
-    unit = span = 32
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:

@@ -11,7 +11,7 @@ from typing import Protocol
 from iree.runtime import VmFunction, VmVariantList
 
 from iq.errors import BytecodeError, DeviceError, IqError, NoKernelError
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.runtime.arrays import check_sizes
 from iq.runtime.buffer import Buffer
 from iq.runtime.hal import Hal, Module
@@ -43,7 +43,7 @@ class Kernel:
         self._function = function
 
     def __call__(self, inputs: Sequence[Buffer], sizes: dict[str, int], outputs: Sequence[Buffer]) -> None:
-        """Run it on inputs, sizes by name, and the buffers that results land in (see `iq.ops.Op`). Returns when it is done.
+        """Run it on inputs, sizes by name, and the buffers that results land in (see `iq.kernels.Op`). Returns when it is done.
 
         The caller has checked dtypes and lengths. Raises LayoutError for a misaligned buffer, ShapeError for a size over 31 bits,
         DeviceError when the device fails, or what an emulated device failed for.
