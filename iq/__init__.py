@@ -10,8 +10,8 @@ from typing import Any
 from iq import gguf
 from iq.device import Device
 from iq.formats import dequantize, quantize
+from iq.qtensor import QTensor, quantize_q8_1
 from iq.runtime.buffer import Buffer
-from iq.runtime.qtensor import QTensor, quantize_q8_1
 
 __version__ = "0.1.0"
 

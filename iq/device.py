@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from functools import cache, cached_property
+import threading
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,15 +38,32 @@ class Device(runtime.Device):
         """
         path = bundle or os.environ.get("IQ_BUNDLE_PATH")
         provider: Provider = Bundles(path) if path else _OnDemand()
-        spec = spec or os.environ.get("IQ_DEVICE") or "cpu"
+        spec = spec or _default_name()
         self.emulated = _emulated(spec, threads)
         super().__init__(self.emulated.runtime if self.emulated else spec, provider=provider, threads=threads)
 
 
-@cache
+_NAMED: dict[str, Device] = {}
+_OPENING = threading.Lock()
+
+
 def default_device() -> Device:
-    """The device of tensors that are not given one: `Device()`, opened once."""
-    return Device()
+    """The device of tensors that are not given one: the one that IQ_DEVICE names, else "cpu", opened once."""
+    return device_named(_default_name())
+
+
+def device_named(name: str) -> Device:
+    """`Device(name)`, opened once: the device of every tensor that names it. Raises as `Device` does."""
+    if name in ("cuda", "hip"):
+        name += ":0"
+    with _OPENING:
+        if name not in _NAMED:
+            _NAMED[name] = Device(name)
+        return _NAMED[name]
+
+
+def _default_name() -> str:
+    return os.environ.get("IQ_DEVICE") or "cpu"
 
 
 def _emulated(spec: str, threads: int | None) -> EmulatedGpu | None:

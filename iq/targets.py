@@ -100,7 +100,12 @@ class Target:
         ]
 
     def _rocm_fields(self) -> list[str]:
-        more = ["max_load_instruction_bits = 128", f"simds_per_wgp = {self.simds}", "vgpr_space_bits = 8192", "workgroup_memory_bank_count = 32"]
+        more = [
+            "max_load_instruction_bits = 128",
+            f"simds_per_wgp = {self.simds}",
+            "vgpr_space_bits = 8192",
+            "workgroup_memory_bank_count = 32",
+        ]
         return ['abi = "hip"', self._gpu_field("32, 64" if self.wave == 32 else "64", "", more)]
 
     def _cuda_fields(self) -> list[str]:

@@ -48,10 +48,11 @@ from iq.emulator.program import LoadedCode
 from iq.emulator.registers import Waves
 from iq.emulator.steps import Result, Step
 from iq.emulator.steps import Target as StepTarget
-from iq.emulator.verify import Runner
 from iq.inspect.disassembly import Objdump
 from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId, Target
+from iq.verify.devices import APPROXIMATIONS, EMULATED, Opened
+from iq.verify.run import Runner
 
 # One of each kind: cross-lane sums, dot4 tiles through LDS, matrix units, bytes in and floats out.
 KERNELS = (
@@ -199,7 +200,7 @@ class Laboratory:
 
     def _open(self, target: Target, bundle: Path) -> tuple[runtime.Device, list[Launch]]:
         self._gpu = EmulatedGpu(f"emulated:{target.id}", self._options, self._launch)
-        return runtime.Device(self._gpu.runtime, provider=self), self._gpu.launches
+        return Opened(runtime.Device(self._gpu.runtime, provider=self), EMULATED, APPROXIMATIONS, self._gpu.launches)
 
     def check(self) -> None:
         """Run the kernel as it is, which must pass; limit altered ones to a few times its instructions, as a loop may become endless."""

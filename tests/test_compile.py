@@ -20,6 +20,7 @@ from iq.compile.build import Module, compile_module, compile_modules, mlir_of, m
 from iq.compile.compiler import FLAGS, Compilations, Compiler
 from iq.errors import CompileError, FormatError, IqError, KernelKeyError, NoArtifactError, NoCompilerError, TargetError
 from iq.kernels import KernelSpec
+from iq.kernels.ops import VEC_COLUMNS
 from iq.targets import TARGETS, DeviceId, Target
 
 CPU = TARGETS["x86-64-v3"]

@@ -14,9 +14,10 @@ from iq.compile.build import Module, compile_module
 from iq.compile.compiler import Compilations, Compiler
 from iq.emulator.device import PROCESSORS, EmulatedGpu
 from iq.emulator.machine import Options
-from iq.emulator.verify import Runner
 from iq.kernels import KernelSpec
 from iq.targets import TARGETS
+from iq.verify.devices import APPROXIMATIONS, EMULATED, Opened
+from iq.verify.run import Runner
 
 # A target like it.
 RELATIVES = {
@@ -55,7 +56,8 @@ class OneKernel:
 def failures(processor, key, target, options):
     def open_gpu(target, bundle):
         gpu = EmulatedGpu(f"emulated:{processor}", options)
-        return runtime.Device(gpu.runtime, provider=OneKernel(target, spec)), gpu.launches
+        device = runtime.Device(gpu.runtime, provider=OneKernel(target, spec))
+        return Opened(device, EMULATED, APPROXIMATIONS, gpu.launches)
 
     spec = KernelSpec.parse(key)
     report = Runner(target, Path(), open_gpu).kernel(spec)

@@ -412,6 +412,8 @@ def test_a_kernel_that_is_not_there(api):
 
 def test_a_failed_launch_ends_the_device(api):
     kernel, stream, a = api.kernel(), api.new("hipStreamCreateWithFlags", 1), api.malloc(16)
+    before, b = api.new("hipEventCreate"), api.new("hipMallocAsync", size(16), p(stream))
+    assert api.hipEventRecord(p(before), p(stream)) == SUCCESS
     pointers, _values = api.arguments(1, 2)
     api.gpu.error = KeyboardInterrupt()  # whatever it is
     launch = (kernel, 1, 1, 1, 1, 1, 1, 0, None, pointers, None)
@@ -422,7 +424,11 @@ def test_a_failed_launch_ends_the_device(api):
     assert len(api.gpu.launched) == 1
     assert api.hipStreamSynchronize(p(stream)) == LAUNCH_FAILURE
     assert api.hipMemset(p(a), 0, size(16)) == LAUNCH_FAILURE
-    assert api.hipFree(p(a)) == SUCCESS  # what is left can be cleaned up
+    assert api.hipEventRecord(p(before), p(stream)) == LAUNCH_FAILURE
+    # What is left can be cleaned up, and waited for: IREE's driver does not survive errors of these.
+    for status in (api.hipFree(p(a)), api.hipFreeAsync(p(b), p(stream)), api.hipEventQuery(p(before)), api.hipEventSynchronize(p(before))):
+        assert status == SUCCESS
+    assert api.hipEventDestroy(p(before)) == SUCCESS
     other = Api()
     assert other.malloc(16)  # and other devices go on
     other.close()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from iq.compile.tuning import VEC_WAVES
 
 from iq.bundle import codeobject
 from iq.bundle.codeobject import CodeObject
@@ -12,7 +13,6 @@ from iq.bundle.vmfb import Vmfb
 from iq.cache import Cache
 from iq.compile.build import Module, compile_module
 from iq.compile.compiler import Compilations, Compiler
-from iq.compile.tuning import VEC_WAVES
 from iq.errors import BytecodeError, ManifestError
 from iq.inspect import Report, inspect
 from iq.inspect.classes import classify, ptx_mixes

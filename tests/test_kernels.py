@@ -7,13 +7,25 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from references import dequantized, different_bits, q8_1, random_bytes, random_weights, rounded
-from tolerances import F16_NMSE, F32_NMSE, MUL_MAT_NMSE, Q8_1_MODEL_NMSE, mul_mat_nmse, nmse
 
 import iq
 from iq.formats import FORMATS
 from iq.kernels import DTYPES
 from iq.kernels.ops import VEC_COLUMNS
+from iq.verify.references import (
+    F16_NMSE,
+    F32_NMSE,
+    MUL_MAT_NMSE,
+    Q8_1_MODEL_NMSE,
+    dequantized,
+    different_bits,
+    mul_mat_nmse,
+    nmse,
+    q8_1,
+    random_bytes,
+    random_weights,
+    rounded,
+)
 
 WEIGHTS = [f for f in FORMATS.values() if f.kind != "activations"]
 QUANTIZED = [f for f in WEIGHTS if f.kind == "weights"]

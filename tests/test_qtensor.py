@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import iq
+from iq import qtensor
 from iq.errors import DeviceError, DtypeError, FormatError, LayoutError, RowIndexError, ShapeError
 
 FORMATS = ["q4_0", "f32", "f16"]
@@ -97,6 +98,24 @@ def test_the_default_device_is_one(monkeypatch):
     one, other = (iq.QTensor.quantize(np.ones((2, 32), np.float32), "q4_0") for _ in range(2))
     assert one.device is other.device is default_device()
     assert close(one.matmul(np.ones((1, 32), np.float32)).numpy(), np.full((1, 2), 32.0))
+
+
+def test_a_device_by_name(monkeypatch):
+    one, other = (iq.QTensor.quantize(np.ones((2, 32), np.float32), "q4_0", "cpu") for _ in range(2))
+    assert one.device is other.device
+    assert iq.QTensor.from_bytes(one.to_bytes(), "q4_0", (2, 32), device="cpu").device is one.device
+    assert iq.quantize_q8_1(np.ones((1, 32), np.float32), "cpu").device is one.device
+    monkeypatch.setenv("IQ_DEVICE", "cpu")
+    assert iq.QTensor.quantize(np.ones((2, 32), np.float32), "q4_0").device is one.device
+    with pytest.raises(DeviceError, match="unknown device 'gpu'"):
+        iq.QTensor.quantize(np.ones((2, 32), np.float32), "q4_0", "gpu")
+
+
+@pytest.mark.parametrize("name", ["shape", "format", "device", "nbytes"])
+def test_what_a_tensor_is_cannot_be_set(dev, name):
+    w = iq.QTensor.quantize(np.ones((2, 32), np.float32), "q4_0", dev)
+    with pytest.raises(AttributeError):
+        setattr(w, name, getattr(w, name))
 
 
 # ---- matmul
@@ -330,3 +349,25 @@ def test_quantize_q8_1_refuses(dev):
             iq.quantize_q8_1(wrong, dev)
     with pytest.raises(DeviceError):
         iq.quantize_q8_1(dev.put(x), iq.Device("cpu", threads=1))
+
+
+@pytest.mark.parametrize("kind", ["array", "buffer"])
+def test_ids_that_change_once_they_are_checked(dev, rng, monkeypatch, kind):
+    """As another thread would change them: the rows are those of the ids that were checked."""
+    w, values = weight(dev, rng, "q4_0")
+    held = np.zeros(64 + 16, np.int32)
+    ids = held[-held.ctypes.data % 64 // 4 :][:5]  # aligned, as the kernel would take it without a copy
+    ids[:] = wanted = [3, 0, 36, 1, 2]
+    given = ids if kind == "array" else dev.put(ids, copy=None)
+    check, outside = qtensor._check_ids, np.full(5, 2**31 - 1, np.int32)
+
+    def check_and_change(checked, n):
+        rows = check(checked, n)
+        np.copyto(given, outside) if kind == "array" else given.copy_from(outside)
+        return rows
+
+    monkeypatch.setattr(qtensor, "_check_ids", check_and_change)
+    assert np.array_equal(w.get_rows(given).numpy(), values[wanted].astype(np.float32))
+    monkeypatch.undo()
+    with pytest.raises(RowIndexError):
+        w.get_rows(given)

@@ -19,16 +19,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-<<<<<<< HEAD:iq/cli.py
-=======
-from iq import __version__, ops
->>>>>>> part-c:iq/cli/commands.py
+from iq import __version__
 from iq.bundle import Bundle, find, read_manifest
 from iq.errors import BundleError, FormatError, IqError, KernelKeyError, ShapeError, TargetError
 from iq.extras import extra_of, install
 from iq.formats import FORMATS
-from iq import kernels
 from iq.kernels import OPS, KernelSpec, Problem
+from iq.kernels import kernels as all_kernels
 from iq.targets import TARGETS, Target, parse_targets
 
 
@@ -98,7 +95,7 @@ def ls_command(path: Path | None, kernels: bool, as_json: bool) -> None:
         else:
             _show_bundles(paths, as_json)
     elif kernels:
-        _print_list([k.key for k in kernels.kernels()], as_json)
+        _print_list([k.key for k in all_kernels()], as_json)
     else:
         rows = [
             {"op": op.name, "format": fmt.name, "variants": list(variants)}
@@ -111,17 +108,21 @@ def ls_command(path: Path | None, kernels: bool, as_json: bool) -> None:
 
 @main.command("verify")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--emulate", is_flag=True, help="Also run every ROCm kernel on an emulated GPU and compare the results with numpy.")
-@click.option("--target", "targets", help="With --emulate: comma-separated targets; by default all ROCm bundles at PATH.")
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="With --emulate: write a report as HTML.")
+@click.option("--run", is_flag=True, help="Also run every kernel on the device that its bundle is for, and compare with numpy.")
+@click.option("--emulate", is_flag=True, help="Also run every ROCm kernel on an emulated GPU, and compare with numpy.")
+@click.option("--target", "targets", help="What to run: comma-separated targets; by default all bundles at PATH that can be run.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a report of the run as HTML.")
 @_json
-def verify_command(path: Path, emulate: bool, targets: str | None, report: Path | None, as_json: bool) -> None:
+def verify_command(path: Path, run: bool, emulate: bool, targets: str | None, report: Path | None, as_json: bool) -> None:
     """Check the bundles at PATH: manifest, digests, bytecode, and the target of the code inside.
 
-    With --emulate the kernels run as well: executed under ISA emulation, not validated on hardware.
+    With --run the kernels run as well, on this CPU or this machine's GPU. With --emulate they do under ISA emulation, which is not
+    validation on hardware.
     """
-    if not emulate and (targets or report):
-        raise click.UsageError("--target and --report go with --emulate")
+    if run and emulate:
+        raise click.UsageError("--run and --emulate are two ways to run the same kernels: give one of them")
+    if not (run or emulate) and (targets or report):
+        raise click.UsageError("--target and --report go with --run or --emulate")
     rows = []
     for found in find(path):
         row = {"bundle": str(found), "target": "", "kernels": 0, "verdict": "ok", "reason": ""}
@@ -133,31 +134,35 @@ def verify_command(path: Path, emulate: bool, targets: str | None, report: Path 
             row |= {"verdict": type(error).__name__, "reason": str(error)}
         rows.append(row)
     sound = not any(row["reason"] for row in rows)
-    if not emulate or not sound:  # nothing of a bundle runs that is not what it says
+    if not (run or emulate) or not sound:  # nothing of a bundle runs that is not what it says
         _print_table(rows, as_json)
-    if not sound or (emulate and not _emulate(path, targets, report, as_json)):
+    if not sound or ((run or emulate) and not _run_kernels(path, emulate, targets, report, as_json)):
         sys.exit(1)
 
 
-def _emulate(path: Path, targets: str | None, report: Path | None, as_json: bool) -> bool:
+def _run_kernels(path: Path, emulate: bool, targets: str | None, report: Path | None, as_json: bool) -> bool:
     """Run the kernels, show what came of it, and say whether all is well."""
-    from iq.emulator import report as reports
-    from iq.emulator.verify import verify
+    from iq.verify import report as reports
+    from iq.verify.devices import open_emulated, open_real
+    from iq.verify.run import verify
 
     with _progress() as step:
-        results = verify(path, targets, step)
+        results = verify(path, open_emulated if emulate else open_real, targets, step)
     if report:
         report.write_text(reports.html(results), encoding="utf-8")
     if as_json:
         _print_json(results)
-    else:
-        for result in results:
-            click.echo(f"{result.bundle}: {result.how}")
-            _print_table(reports.rows(result))
-            failed = sum(not kernel.passed for kernel in result.kernels)
-            click.echo(f"{len(result.kernels)} kernels, {failed} failed, {result.seconds:.0f} s\n")
-        for note in results[0].approximations:
-            click.echo(f"approximate: {note}")
+        return all(result.passed for result in results)
+    for result in results:
+        if result.not_run:
+            click.echo(f"{result.bundle}: not run: {result.not_run.splitlines()[0]}\n")  # --json has all of it
+            continue
+        click.echo(f"{result.bundle}: {result.how}")
+        _print_table(reports.rows(result))
+        failed = sum(not kernel.passed for kernel in result.kernels)
+        click.echo(f"{len(result.kernels)} kernels, {failed} failed, {result.seconds:.0f} s\n")
+    for note in dict.fromkeys(note for result in results for note in result.approximations):
+        click.echo(f"approximate: {note}")
     return all(result.passed for result in results)
 
 

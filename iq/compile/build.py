@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 
 from iq import bundle as bundles
-from iq import kernels, manifest
+from iq import kernels
 from iq.cache import Cache
 from iq.compile import diagnostics
 from iq.compile.compiler import FLAGS, Compilations, Compiler
@@ -89,7 +89,7 @@ def bundle(
 def select(formats: str | Sequence[str] | None, names: str | Sequence[str] | None) -> list[KernelSpec]:
     """The kernels of these formats and ops; None is all. Raises FormatError; KernelKeyError for an unknown op or where nothing is left."""
     joined = [value if value is None or isinstance(value, str) else ",".join(value) for value in (formats, names)]
-    specs = kernels.select(*joined)
+    specs = kernels.select(joined[0], joined[1])
     if not specs:
         raise KernelKeyError(f"the ops {joined[1]} have no kernels for the formats {joined[0]}; `iq ls` shows which have")
     return specs

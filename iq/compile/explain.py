@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from iq.errors import ShapeError
 from iq.formats import format_of
 from iq.kernels import Problem, choose, plan
-from iq.kernels.plan import all_sizes
+from iq.kernels.kernel import all_sizes
 from iq.targets import Target
 
 
 @dataclass(frozen=True)
 class Dispatch:
-    """One launch: the function on the device, the sizes it is given, its schedule, its threads a workgroup, its workgroups along x, y, z."""
+    """One launch: the function on the device, the sizes it is given, its schedule, the threads of a workgroup, workgroups along x, y, z."""
 
     name: str
     sizes: dict[str, int]

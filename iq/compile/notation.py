@@ -33,6 +33,10 @@ _MODULE = re.compile(r"\s*builtin\.module \{")
 _ARITHMETIC = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", ast.MatMult: "rem"}  # `mod` is parsed as @
 _BITS = {ast.BitAnd: "andi", ast.BitOr: "ori", ast.BitXor: "xori", ast.LShift: "shli", ast.RShift: "shrui"}
 _COMPARISONS = {ast.Lt: "ult", ast.LtE: "ule", ast.Gt: "ugt", ast.GtE: "uge", ast.Eq: "eq", ast.NotEq: "ne"}
+# By name, number of operands and whether they are floats.
+_FUNCTIONS = {("asr", 2, False): "arith.shrsi", ("fma", 3, True): "math.fma"}
+_FUNCTIONS |= {(name, 2, real): f"arith.{name}{'numf' if real else 'ui'}" for name in ("min", "max") for real in (False, True)}
+_FUNCTIONS |= {("select", 3, real): "arith.select" for real in (False, True)}
 _TYPES, _OPERANDS = "([{<>}])", "([{}])"  # brackets; in operands, < and > compare
 
 
@@ -73,10 +77,10 @@ def _joined(text: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         whole, first = (f"{whole} {line.strip()}", first) if whole else (line, number)
         depth = sum(whole.count(c) for c in "([") - sum(whole.count(c) for c in ")]")
-        if not _STARTS.match(whole) or depth <= 0 and (whole.endswith("{") or "func.func " not in whole):
+        if not _STARTS.match(whole) or (depth <= 0 and (whole.endswith("{") or "func.func " not in whole)):
             yield first, whole
             whole = ""
-    if whole:
+    if whole:  # a bracket that is never closed
         yield first, whole
 
 
@@ -220,9 +224,10 @@ class _Writer:
             return ", ".join(self.value(operand, of) for operand in trees)
 
         match tree:
-            case ast.Constant(value=int() | float() as number) | ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
-                number = -number if isinstance(tree, ast.UnaryOp) else number
-                literal = repr(float(number)) if real else hex(number) if number > 255 else str(number)
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+                return self._operation(ast.Constant(-number), of)
+            case ast.Constant(value=int() | float() as number):
+                literal = repr(float(number)) if real else hex(int(number)) if number > 255 else str(number)
                 return f"arith.constant {f'dense<{literal}>' if type.startswith('vector') else literal} : {of}"
             case ast.UnaryOp(op=ast.USub(), operand=operand) if real:
                 return f"arith.negf {operands(operand)} : {of}"
@@ -244,12 +249,6 @@ class _Writer:
             case ast.Call(func=ast.Name(id="sitofp" | "uitofp" as function), args=[x]) if real:
                 integer = re.sub(r"b?f\d+(?=>?$)", "i32", type)
                 return f"arith.{function} {self.value(x, integer)} : {integer} to {of}"
-            case ast.Call(func=ast.Name(id="asr"), args=[x, bits]) if not real:
-                return f"arith.shrsi {operands(x, bits)} : {of}"
-            case ast.Call(func=ast.Name(id="min" | "max" as function), args=[a, b]):
-                return f"arith.{function}{'numf' if real else 'ui'} {operands(a, b)} : {of}"
-            case ast.Call(func=ast.Name(id="fma"), args=[a, b, c]) if real:
-                return f"math.fma {operands(a, b, c)} : {of}"
-            case ast.Call(func=ast.Name(id="select"), args=[condition, a, b]):
-                return f"arith.select {operands(condition, a, b)} : {of}"
+            case ast.Call(func=ast.Name(id=function), args=arguments) if (function, len(arguments), real) in _FUNCTIONS:
+                return f"{_FUNCTIONS[function, len(arguments), real]} {operands(*arguments)} : {of}"
         raise ValueError(f"`{ast.unparse(tree)}` is nothing over {type}")

@@ -9,9 +9,9 @@ import numpy as np
 
 from iq.errors import GGUFError
 from iq.gguf.reader import read_header
+from iq.qtensor import QTensor
 from iq.runtime.arrays import Bytes
 from iq.runtime.device import Device
-from iq.runtime.qtensor import QTensor
 
 # Packed bytes, their type as ggml names it, and the shape in numpy's order: a tensor as files hold it.
 Packed = tuple[Bytes, str, tuple[int, ...]]

@@ -18,8 +18,8 @@ from iq.gguf.file import Packed
 from iq.gguf.metadata import ValueType
 from iq.gguf.reader import ALIGNMENT_KEY
 from iq.gguf.types import TYPE_IDS, TYPES
+from iq.qtensor import QTensor
 from iq.runtime.arrays import Array, Bytes, bytes_of, check_array, check_shape
-from iq.runtime.qtensor import QTensor
 
 
 def write(path: str | Path, tensors: Mapping[str, QTensor | Packed | Array], metadata: Mapping[str, Any] | None = None) -> None:

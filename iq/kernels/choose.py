@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from iq.errors import FormatError, KernelKeyError, ShapeError
 from iq.formats import Format
-from iq.kernels.ops import DEQUANTIZE_MUL_MAT_VEC, MUL_MAT_VEC, OPS, VEC_COLUMNS, Kernel
+from iq.kernels.kernel import Kernel
+from iq.kernels.ops import DEQUANTIZE_MUL_MAT_VEC, MUL_MAT_VEC, OPS, VEC_COLUMNS
 from iq.kernels.schedules import VecSchedule
 from iq.kernels.spec import KernelSpec
 from iq.targets import Target
@@ -36,8 +37,9 @@ class Choice:
 def choose(op: str, fmt: type[Format], target: Target, problem: Problem, via: str | None = None) -> Choice:
     """The kernel that multiplies a weight with activations: today "mul_mat" is the one op that leaves a choice.
 
-    Up to 8 rows of activations take a matvec (candle's and llama.cpp's rule), more a mul_mat. via: "q8_1" quantizes the activations to q8_1,
-    "float" keeps them; None takes q8_1 for matvecs and wherever the target has no matrix cores, else float. Plain formats only have "float".
+    Up to 8 rows of activations take a matvec (candle's and llama.cpp's rule), more a mul_mat.
+    via: "q8_1" quantizes the activations to q8_1, "float" keeps them; None takes q8_1 for matvecs and wherever the target has no matrix
+    cores, else float. Plain formats only have "float".
     Raises KernelKeyError for another op, FormatError for a `via` that the format does not have, ShapeError for sizes below 1.
     """
     if op != "mul_mat":

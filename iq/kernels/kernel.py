@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from iq.formats import Format
 from iq.kernels.schedules import Schedule
 from iq.targets import Target
+
+# Bytes of an element.
+_BYTES = {"f32": 4, "i32": 4, "f16": 2, "bf16": 2, "i8": 1}
+
+# The schedules of a kernel on a target, for a format and the M that the kernel is for (0: any).
+Schedules = Callable[[Target, type[Format], int], tuple[Schedule, ...]]
 
 
 @dataclass(frozen=True)
@@ -22,12 +29,9 @@ class Tensor:
     dtype: str
     dims: tuple[str | int, ...]
 
-    def elements(self, sizes: Mapping[str, int]) -> int:
-        """How many elements it has. Raises KeyError for a size that is missing."""
-        n = 1
-        for dim in self.dims:
-            n *= dim if isinstance(dim, int) else sizes[dim]
-        return n
+    def nbytes(self, sizes: Mapping[str, int], dtype: str = "") -> int:
+        """Its bytes for these sizes (see `all_sizes`); dtype: of a tensor that has none of its own."""
+        return math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in self.dims) * _BYTES[self.dtype or dtype]
 
 
 def derived_sizes(fmt: type[Format]) -> dict[str, int]:
@@ -36,6 +40,11 @@ def derived_sizes(fmt: type[Format]) -> dict[str, int]:
     k: weights of a row. row_bytes: its bytes. q8_blocks: the blocks of 32 activations that are multiplied with it.
     """
     return {"k": fmt.kernel_block_weights(), "row_bytes": fmt.kernel_block_bytes(), "q8_blocks": fmt.kernel_block_weights() // 32}
+
+
+def all_sizes(fmt: type[Format], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes, and those that follow from them."""
+    return {**{name: n * sizes["blocks"] for name, n in derived_sizes(fmt).items() if "blocks" in sizes}, **sizes}
 
 
 @dataclass(frozen=True)
@@ -50,10 +59,12 @@ class Axis:
 class Kernel:
     """One function on the device.
 
-    name: its own. reads, writes: buffers in the order of their bindings. sizes: its 32-bit push constants. grid: up to three dimensions, x
-    first. schedules: of a target, a format and the M that the kernel is for (0: any), the default first; none where there is no such kernel.
-    model: the numeric model that its results are held to (iq.verify). unit: what does its arithmetic, "dot", "matrix" or "vector"; "" where
-    it only converts. family: the template where several kernels share one, else it is called like the kernel.
+    name: its own. reads, writes: buffers in the order of their bindings. sizes: its 32-bit push constants.
+    grid: up to three dimensions, x first.
+    schedules: those of a target, a format and the M that the kernel is for (0: any), the default first; none where there is no such kernel.
+    model: the numeric model that its results are held to (iq.verify.cases); "" where it is only ever a part of an op.
+    unit: what does its arithmetic, "dot", "matrix" or "vector"; "" where it only converts.
+    family: the template where several kernels share one, else it is called like the kernel.
     """
 
     name: str
@@ -61,8 +72,8 @@ class Kernel:
     writes: tuple[Tensor, ...]
     sizes: tuple[str, ...]
     grid: tuple[Axis, ...]
-    schedules: Callable[[Target, type[Format], int], tuple[Schedule, ...]]
-    model: str
+    schedules: Schedules
+    model: str = ""
     unit: str = ""
     family: str = ""
 

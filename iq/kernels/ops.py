@@ -7,7 +7,7 @@ from typing import Literal
 
 from iq.formats import Format
 from iq.kernels import schedules
-from iq.kernels.kernel import Axis, Kernel, Tensor
+from iq.kernels.kernel import Axis, Kernel, Schedules, Tensor
 from iq.targets import Target
 
 # M, rows of activations, that the matvecs have kernels for; between two of them the next larger one runs, its last columns clamped.
@@ -26,33 +26,34 @@ _XQ, _XD = Tensor("xq", "i8", ("m", "q8_blocks", 32)), Tensor("xd", "i8", ("m", 
 _XH, _XSCALE = Tensor("xh", "f16", ("m", "k")), Tensor("xscale", "f32", ("m", 1))
 
 _PRODUCT_SIZES = ("m", "n", "blocks")
-_PRODUCT_GRID = (Axis("n", "tile_n"), Axis("m", "tile_m"))
+_BLOCKS = Axis("blocks", "block_tile")
 _Q8_SIZES = ("m", "k", "q8_blocks")
 _Q8_GRID = (Axis("q8_blocks", "q8_tile"), Axis("m"))
 
-DEQUANTIZE = Kernel(
-    "dequantize", (_W_BLOCKS,), (_VALUES,), ("blocks",), (Axis("blocks", "block_tile"),), schedules.element, model="bits"
-)
+
+def _product(name: str, reads: tuple[Tensor, ...], schedules: Schedules, model: str, unit: str) -> Kernel:
+    return Kernel(name, (_W, *reads), (_Y,), _PRODUCT_SIZES, (Axis("n", "tile_n"), Axis("m", "tile_m")), schedules, model, unit)
+
+
+DEQUANTIZE = Kernel("dequantize", (_W_BLOCKS,), (_VALUES,), ("blocks",), (_BLOCKS,), schedules.element, model="dequantized")
 GET_ROWS = Kernel(
-    "get_rows", (_W_BLOCKS, _IDS), (_ROWS,), ("rows", "blocks"), (Axis("rows"), Axis("blocks", "block_tile")), schedules.element, model="bits"
+    "get_rows",
+    reads=(_W_BLOCKS, _IDS),
+    writes=(_ROWS,),
+    sizes=("rows", "blocks"),
+    grid=(Axis("rows"), _BLOCKS),
+    schedules=schedules.element,
+    model="dequantized rows",
 )
-QUANTIZE_Q8_1 = Kernel("quantize_q8_1", (_X,), (_Q8_1,), _Q8_SIZES, _Q8_GRID, schedules.quantize_q8_1, model="q8_1 bytes")
+QUANTIZE_Q8_1 = Kernel("quantize_q8_1", (_X,), (_Q8_1,), _Q8_SIZES, _Q8_GRID, schedules.quantize_q8_1, model="q8_1 blocks")
 QUANTIZE_Q8_1_SOA = Kernel(
     "quantize_q8_1_soa", (_X,), (_XQ, _XD), _Q8_SIZES, _Q8_GRID, schedules.quantize_q8_1, model="q8 arrays", family="quantize_q8_1"
 )
-SCALE_ROWS = Kernel("scale_rows", (_X,), (_XH, _XSCALE), ("m", "k"), (Axis("m"),), schedules.scale_rows, model="f16 rows")
-MUL_MAT_VEC = Kernel(
-    "mul_mat_vec", (_W, _XQ, _XD), (_Y,), _PRODUCT_SIZES, _PRODUCT_GRID, schedules.mul_mat_vec, model="q8_1 product", unit="dot"
-)
-DEQUANTIZE_MUL_MAT_VEC = Kernel(
-    "dequantize_mul_mat_vec", (_W, _X), (_Y,), _PRODUCT_SIZES, _PRODUCT_GRID, schedules.dequantize_mul_mat_vec, model="f32 product", unit="vector"
-)
-MUL_MAT_Q8_1 = Kernel(
-    "mul_mat_q8_1", (_W, _XQ, _XD), (_Y,), _PRODUCT_SIZES, _PRODUCT_GRID, schedules.mul_mat_q8_1, model="q8_1 product", unit="dot"
-)
-MUL_MAT_FLOAT = Kernel(
-    "mul_mat_float", (_W, _XH, _XSCALE), (_Y,), _PRODUCT_SIZES, _PRODUCT_GRID, schedules.mul_mat_float, model="f16 product", unit="matrix"
-)
+SCALE_ROWS = Kernel("scale_rows", (_X,), (_XH, _XSCALE), ("m", "k"), (Axis("m"),), schedules.scale_rows)
+MUL_MAT_VEC = _product("mul_mat_vec", (_XQ, _XD), schedules.mul_mat_vec, "product of q8_1", "dot")
+DEQUANTIZE_MUL_MAT_VEC = _product("dequantize_mul_mat_vec", (_X,), schedules.dequantize_mul_mat_vec, "product of f32", "vector")
+MUL_MAT_Q8_1 = _product("mul_mat_q8_1", (_XQ, _XD), schedules.mul_mat_q8_1, "product of q8_1", "dot")
+MUL_MAT_FLOAT = _product("mul_mat_float", (_XH, _XSCALE), schedules.mul_mat_float, "product of f16", "matrix")
 
 _WEIGHTS = frozenset({"weights", "plain"})
 _QUANTIZED = frozenset({"weights"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from iq.errors import KernelKeyError
 from iq.formats import FORMATS, Format
-from iq.kernels.kernel import Kernel, derived_sizes
+from iq.kernels.kernel import Kernel
 from iq.kernels.ops import VEC_COLUMNS
 from iq.kernels.schedules import Schedule
 from iq.kernels.spec import KernelSpec
@@ -16,7 +16,7 @@ from iq.targets import Target
 
 @dataclass(frozen=True)
 class Dispatch:
-    """A kernel with its schedule and the element type of its results (""  where the kernel has only one). Keys that need the same share it."""
+    """A kernel with its schedule and the element type of its results ("" where it has only one). Keys that need the same one share it."""
 
     kernel: Kernel
     schedule: Schedule
@@ -47,8 +47,3 @@ def _dispatch(kernel: Kernel, spec: KernelSpec, target: Target, fmt: type[Format
     schedule = next((s for s in schedules if s.key == spec.schedule), schedules[0])
     takes_dtype = any(not tensor.dtype for tensor in kernel.writes)
     return Dispatch(kernel, schedule, spec.dtype or "" if takes_dtype else "")
-
-
-def all_sizes(fmt: type[Format], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sizes and what follows from them (see iq.kernels.kernel.derived_sizes)."""
-    return {**{name: n * sizes["blocks"] for name, n in derived_sizes(fmt).items() if "blocks" in sizes}, **sizes}

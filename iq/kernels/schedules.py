@@ -1,43 +1,41 @@
 """How each kernel is laid over each target: typed schedules, one class for each way to lay a kernel out, and a table an architecture.
 
-A table is looked up by the target's id, then by what the target is `like`, then by its family (Target.lineage). The functions at the end
-are what kernels refer to: the schedules of a kernel on a target for a format, the default first; none where the kernel does not exist there.
+A table is looked up by the target's id, then by what the target is `like`, then by its family (Target.lineage).
+The functions at the end are what kernels refer to: the schedules on a target for a format, the default first; none for no kernel.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from iq.formats import Format
 from iq.targets import Target
 
 
-class Schedule(Protocol):
-    """What all schedules tell."""
+@dataclass(frozen=True)
+class Schedule(ABC):
+    """How a kernel is laid over a target."""
 
     @property
+    @abstractmethod
     def label(self) -> str:
-        """Part of the dispatch's name; two schedules of one kernel differ in it."""
+        """Part of the dispatch's name. Two schedules of one kernel differ in it."""
 
     @property
     def key(self) -> str:
-        """The last part of a kernel's key; "" for a kernel's default schedule."""
+        """The last part of the kernel's key; "" for the default schedule."""
+        return ""
 
+    @abstractmethod
     def threads(self, wave: int) -> int:
         """Threads of a workgroup whose waves have `wave` lanes."""
 
 
 @dataclass(frozen=True)
-class _Default:
-    @property
-    def key(self) -> str:
-        return ""
-
-
-@dataclass(frozen=True)
-class VecSchedule:
+class VecSchedule(Schedule):
     """mul_mat_vec and dequantize_mul_mat_vec. A workgroup makes tile_n results of each of tile_m rows of activations.
 
     waves: of a workgroup. split_k: waves that share a row of the weight and add up through LDS; else a wave takes a row alone, and the
@@ -65,7 +63,7 @@ class VecSchedule:
 
 
 @dataclass(frozen=True)
-class ElementSchedule(_Default):
+class ElementSchedule(Schedule):
     """dequantize and get_rows: a workgroup of `workgroup` threads takes block_tile blocks, 8 weights a thread at a time."""
 
     workgroup: int
@@ -80,7 +78,7 @@ class ElementSchedule(_Default):
 
 
 @dataclass(frozen=True)
-class Q8Schedule(_Default):
+class Q8Schedule(Schedule):
     """quantize_q8_1: a workgroup of `workgroup` threads takes q8_tile blocks of 32 activations, `lanes` lanes a block."""
 
     workgroup: int
@@ -96,7 +94,7 @@ class Q8Schedule(_Default):
 
 
 @dataclass(frozen=True)
-class RowSchedule(_Default):
+class RowSchedule(Schedule):
     """scale_rows: a workgroup of `workgroup` threads takes a row."""
 
     workgroup: int
@@ -110,7 +108,7 @@ class RowSchedule(_Default):
 
 
 @dataclass(frozen=True)
-class MatrixSchedule(_Default):
+class MatrixSchedule(Schedule):
     """mul_mat_float: tile_n x tile_m results a workgroup of waves_n x waves_m waves, tile_k weights of every row a step.
 
     tile_k divides every block and 32, so that rows end with a whole step.
@@ -131,7 +129,7 @@ class MatrixSchedule(_Default):
 
 
 @dataclass(frozen=True)
-class DotSchedule(_Default):
+class DotSchedule(Schedule):
     """mul_mat_q8_1: tile_n x tile_m results a workgroup, thread_n x thread_m of them a thread."""
 
     tile_n: int

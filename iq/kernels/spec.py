@@ -5,12 +5,13 @@ A key names a function of a vmfb, a kernel in a manifest, and what the command l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from iq.errors import KernelKeyError
 from iq.formats import FORMATS, format_of
+from iq.kernels.kernel import Tensor, all_sizes
 from iq.kernels.ops import OPS, Op
 from iq.targets import TARGETS, Target
 
@@ -19,8 +20,8 @@ from iq.targets import TARGETS, Target
 class KernelSpec:
     """One kernel: OP.FORMAT.VARIANT, and .SCHEDULE where it is not the op's default one. `key` and `parse` are inverse.
 
-    The variant is one of: columns, the largest M that it is for; via, what the activations become ("q8_1", "float"); dtype, the element type
-    of its results. Which of them is the op's own (Op.varies).
+    The variant is one of: columns, the largest M that it is for; via, what the activations become ("q8_1", "float"); dtype, the element
+    type of its results. Which one is the op's own (Op.varies).
     """
 
     op: str
@@ -42,6 +43,10 @@ class KernelSpec:
     @property
     def definition(self) -> Op:
         return OPS[self.op]
+
+    def nbytes(self, tensor: Tensor, sizes: Mapping[str, int]) -> int:
+        """Bytes of one of the op's tensors for these sizes: what the kernel may read or write of it."""
+        return tensor.nbytes(all_sizes(FORMATS[self.format], sizes), self.dtype or "")
 
     @classmethod
     def read(cls, key: str) -> KernelSpec:

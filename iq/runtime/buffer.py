@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from iree.runtime import HalBufferView
 
 from iq.errors import DeviceError, DtypeError, LayoutError, ShapeError
 from iq.runtime.arrays import Array, Bytes, bytes_of, check_array, check_shape
 from iq.runtime.dtypes import Dtype, dtype_of
+from iq.runtime.hal import BufferArgument
 from iq.runtime.memory import ALIGNMENT, Memory
 
 if TYPE_CHECKING:
@@ -22,21 +22,37 @@ class Buffer:
     """A dense array on a device. Made by `Device.alloc`, `zeros` and `put`, and by ops.
 
     device: where it lives. shape: a tuple. size, nbytes: how many elements, and bytes.
-    dtype: what numpy calls its elements. element: the same as kernels spell it ("f32", "bf16").
+    dtype: what numpy calls its elements. element: the same as kernels spell it ("f32", "bf16"). None of these can be set.
     Slices, views and reshapes share memory with the buffer they are made of and keep it alive.
     """
 
-    __slots__ = ("_dtype", "_memory", "_offset", "device", "nbytes", "shape", "size")
+    __slots__ = ("_device", "_dtype", "_memory", "_nbytes", "_offset", "_shape", "_size")
 
     def __init__(self, device: Device, memory: Memory, offset: int, shape: tuple[int, ...], dtype: Dtype) -> None:
         """For this package: the part of `memory` that starts `offset` bytes in and is as long as shape and dtype say."""
-        self.device = device
-        self.shape = shape
-        self.size = math.prod(shape)
-        self.nbytes = self.size * dtype.itemsize
+        self._device = device
+        self._shape = shape
+        self._size = math.prod(shape)
+        self._nbytes = self._size * dtype.itemsize
         self._memory = memory
         self._offset = offset
         self._dtype = dtype
+
+    @property
+    def device(self) -> Device:
+        return self._device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def nbytes(self) -> int:
+        return self._nbytes
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -164,10 +180,10 @@ class Buffer:
         end = min(self._offset + self.nbytes, other._offset + other.nbytes)
         return self._memory is other._memory and max(self._offset, other._offset) < end
 
-    def argument(self) -> HalBufferView:
+    def argument(self) -> BufferArgument:
         """This buffer as kernels take it: flat. Raises LayoutError when it starts off the boundary that kernels are compiled for."""
         if self._offset % ALIGNMENT:
             raise LayoutError(
                 f"{self!r} starts at byte {self._offset} of its allocation; kernels need a multiple of {ALIGNMENT}: pass a copy()"
             )
-        return HalBufferView(self._memory.part(self._offset, self.nbytes), (self.size,), self._dtype.element)
+        return BufferArgument(self._memory.handle, self._offset, self._nbytes, self._size, self._dtype.element)

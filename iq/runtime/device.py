@@ -11,10 +11,9 @@ from iq.runtime.arrays import Array, bytes_of, check_array, check_shape
 from iq.runtime.buffer import Buffer
 from iq.runtime.drivers import HipRuntime, open_device, open_hip
 from iq.runtime.dtypes import dtype_of
-from iq.runtime.hal import Hal
 from iq.runtime.library import Library, Provider
 from iq.runtime.memory import DeviceMemory, HostMemory, Memory, is_aligned
-from iq.targets import Target
+from iq.targets import DeviceId, Target
 
 # More bytes than any device has: what is asked for beyond is a mistake in a shape.
 MAX_BYTES = 1 << 46
@@ -23,7 +22,8 @@ MAX_BYTES = 1 << 46
 class Device:
     """An open device. Safe to use from several threads; kernels called at once run one after another or side by side, as the device can.
 
-    name: in full ("cpu", "cuda:0"). id: what it says it is. library: its kernels.
+    name: in full ("cpu", "cuda:0"). id: what it says it is. library: its kernels. None of these can be set.
+    A process that is forked from one that opened a device cannot use it; it can open its own.
     Every CPU device has threads of its own, as many as it was opened with; to change their number, open another device.
     """
 
@@ -35,13 +35,25 @@ class Device:
         Raises DeviceError when the device cannot be had; never opens another one instead.
         """
         opened = open_hip(spec) if isinstance(spec, HipRuntime) else open_device(spec, threads)
-        self.name = opened.name
-        self.id = opened.id
-        self._hal = Hal(opened.hal, opened.bind, opened.failure)
-        self.library = Library(self._hal, opened.id, opened.cpu_flags, provider)
+        self._name = opened.name
+        self._id = opened.id
+        self._hal = opened.hal
+        self._library = Library(self._hal, opened.id, opened.cpu_flags, provider)
 
     def __repr__(self) -> str:
         return f"Device({self.name!r})"
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def id(self) -> DeviceId:
+        return self._id
+
+    @property
+    def library(self) -> Library:
+        return self._library
 
     @property
     def target(self) -> Target:

@@ -8,10 +8,8 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-from iree.runtime import HalDevice
 
 # Not in IREE's public API, whose drivers are one for each process and name: those could not have threads of their own.
 from iree.runtime._binding import create_hal_driver
@@ -19,10 +17,14 @@ from iree.runtime.flags import parse_flags
 
 from iq.errors import DeviceError
 from iq.runtime import hip_library
+from iq.runtime.hal import Hal
+from iq.runtime.ownership import iree_errors
 from iq.targets import DeviceId
 
 # IREE takes the number of threads and the place of libamdhip64 from settings of the whole process, when it makes a driver.
 _PROCESS_SETTINGS = threading.Lock()
+# Held over a fork, so that the child does not find it held by a thread that it lacks.
+os.register_at_fork(before=_PROCESS_SETTINGS.acquire, after_in_parent=_PROCESS_SETTINGS.release, after_in_child=_PROCESS_SETTINGS.release)
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,12 @@ class Opened:
     """An open device.
 
     name: in full ("cuda:0"). id: what artifacts are matched against. cpu_flags: of /proc/cpuinfo, empty for GPUs.
-    bind: makes the device the calling thread's own, which CUDA needs of every thread before each call.
-    failure: why a call failed, where the device can say more than IREE's status does (see HipRuntime).
     """
 
     name: str
-    hal: HalDevice
+    hal: Hal
     id: DeviceId
     cpu_flags: frozenset[str] = frozenset()
-    bind: Callable[[], None] = lambda: None
-    failure: Callable[[], BaseException | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -47,13 +45,13 @@ class HipRuntime:
     """A HIP runtime other than this machine's own, and the device of it to open.
 
     name: of the device. library: what IREE loads for libamdhip64. index: the device's number in it.
-    failure: why calls failed: the first error since it was last asked, None where there was none.
+    pending_error: why calls failed: the first error since it was last asked, None where there was none.
     """
 
     name: str
     library: Path
     index: int
-    failure: Callable[[], BaseException | None]
+    pending_error: Callable[[], BaseException | None]
 
 
 def open_device(spec: str, threads: int | None) -> Opened:
@@ -75,9 +73,7 @@ def open_device(spec: str, threads: int | None) -> Opened:
 
 def open_hip(runtime: HipRuntime) -> Opened:
     """Open a device of another HIP runtime. Raises DeviceError."""
-    # Without caching, what a temporary's memory held is not there for the next one, and its use after the end shows.
-    opened = _open_gpu("hip", runtime.index, runtime.name, f"file:{runtime.library}", caching=False)
-    return replace(opened, failure=runtime.failure)
+    return _open_gpu("hip", runtime.index, runtime.name, f"file:{runtime.library}", runtime)
 
 
 def _open_cpu(threads: int | None) -> Opened:
@@ -86,7 +82,7 @@ def _open_cpu(threads: int | None) -> Opened:
     with _PROCESS_SETTINGS:
         # Read when the driver is made, so every device has its own threads, and changing them means another device. 0 is one a core.
         parse_flags(f"--task_topology_group_count={threads or 0}")
-        hal = create_hal_driver("local-sync" if threads == 1 else "local-task").create_default_device()
+        hal = Hal(create_hal_driver("local-sync" if threads == 1 else "local-task").create_default_device())
     return Opened("cpu", hal, DeviceId("cpu"), cpu_flags())
 
 
@@ -100,11 +96,12 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(flags[1].split()) if flags else frozenset()
 
 
-def _open_gpu(driver_name: str, index: int, spec: str, hip_path: str, caching: bool = True) -> Opened:
-    """caching: whether IREE's hip driver keeps the memory of kernels' temporaries for later ones."""
+def _open_gpu(driver_name: str, index: int, spec: str, hip_path: str, emulated: HipRuntime | None = None) -> Opened:
+    """emulated: the HIP runtime, where it is not this machine's own."""
     try:
         with _PROCESS_SETTINGS, _hip_search_path(hip_path) if driver_name == "hip" else nullcontext():
-            parse_flags(f"--hip_async_caching={str(caching).lower()}")
+            # Whether memory of kernels' temporaries is kept for later ones. Where it is not, its use after the end shows.
+            parse_flags(f"--hip_async_caching={'false' if emulated else 'true'}")
             driver = create_hal_driver(driver_name)
         devices = driver.query_available_devices()
     except Exception as error:  # IREE's statuses come as various built-in exceptions
@@ -112,16 +109,17 @@ def _open_gpu(driver_name: str, index: int, spec: str, hip_path: str, caching: b
     if index >= len(devices):
         there = "\n".join(f"  {driver_name}:{i} {device['name']}" for i, device in enumerate(devices)) or "  none"
         raise DeviceError(f"cannot open {spec}: there is no such device; this machine has\n{there}")
-    try:
+    with iree_errors(DeviceError, f"cannot open {spec}, {devices[index]['name']}"):
         identity = _identify(driver_name, driver.dump_device_info(devices[index]["device_id"]))
-        hal = driver.create_device(devices[index]["device_id"])
-        return Opened(spec, hal, identity, bind=_cuda_binder()) if driver_name == "cuda" else Opened(spec, hal, identity)
-    except RuntimeError as error:
-        raise DeviceError(f"cannot open {spec}, {devices[index]['name']}: {error}") from error
+        device = driver.create_device(devices[index]["device_id"])
+        if emulated:
+            return Opened(spec, Hal(device, pending_error=emulated.pending_error), identity)
+        make_current = _cuda_context() if driver_name == "cuda" else lambda: None
+        return Opened(spec, Hal(device, make_current, outlives_failure=False), identity)
 
 
-def _cuda_binder() -> Callable[[], None]:
-    """`Opened.bind` for the CUDA device that this thread has just opened.
+def _cuda_context() -> Callable[[], None]:
+    """`Hal.make_current` for the CUDA device that this thread has just opened.
 
     IREE makes a device's context current when it opens the device, in that thread, and relies on it from then on. In any other thread, or
     when a second device has been opened, its calls would fail or go to the wrong device.
@@ -131,11 +129,11 @@ def _cuda_binder() -> Callable[[], None]:
     if status := cuda.cuCtxGetCurrent(ctypes.byref(context)):
         raise RuntimeError(f"cuCtxGetCurrent gives error {status}")
 
-    def bind() -> None:
+    def make_current() -> None:
         if status := cuda.cuCtxSetCurrent(context):
             raise DeviceError(f"the device is lost: cuCtxSetCurrent gives CUDA error {status}")
 
-    return bind
+    return make_current
 
 
 def _identify(driver_name: str, info: str) -> DeviceId:

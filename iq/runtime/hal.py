@@ -1,20 +1,23 @@
-"""One opened device in IREE's own terms: its modules, sub-ranges of its buffers, and copies between them.
+"""One opened device in IREE's own terms: modules and calls of their functions, memory, and copies.
 
-Everything that goes through IREE's virtual machine or its queues is here; the rest of the runtime sees buffers and functions.
+Everything that goes through IREE's virtual machine or its queues is here. What it makes never leaves: see iq.runtime.ownership.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from iree.runtime import (
     BufferUsage,
     HalBuffer,
+    HalBufferView,
     HalCommandBuffer,
     HalDevice,
+    HalElementType,
     MemoryType,
     VmContext,
     VmFunction,
@@ -23,9 +26,12 @@ from iree.runtime import (
     VmVariantList,
     create_hal_module,
 )
-from numpy.typing import NDArray
 
-from iq.errors import DeviceError, IqError
+from iq.runtime.arrays import Bytes
+from iq.runtime.ownership import Handle, Owner, driver_call
+
+# Bytes of staging memory: large enough to hide the cost of a copy, small enough to stay cheap to pin.
+STAGING_BYTES = 32 << 20
 
 _DEVICE_MEMORY = int(MemoryType.DEVICE_LOCAL)
 _STAGING_MEMORY = int(MemoryType.HOST_LOCAL) | int(MemoryType.DEVICE_VISIBLE) | int(MemoryType.HOST_CACHED)
@@ -34,111 +40,158 @@ _USAGE = int(BufferUsage.DEFAULT)
 _MAPPED_USAGE = int(BufferUsage.DEFAULT) | int(BufferUsage.MAPPING)
 
 
-class Module:
-    """A loaded vmfb. Its functions can be called from several threads at once."""
+class BufferArgument(NamedTuple):
+    """What a function takes for a flat buffer: an allocation, the bytes of it, and how many elements of which type they are."""
 
-    def __init__(self, hal: Hal, context: VmContext, module: VmModule) -> None:
-        self._hal = hal
-        self._context = context
-        self._module = module
-
-    def lookup(self, name: str) -> VmFunction | None:
-        """A function, or None when the module has none of that name."""
-        return self._module.lookup_function(name)
-
-    def invoke(self, function: VmFunction, arguments: VmVariantList, results: VmVariantList) -> None:
-        """Call a function. Returns when it is done."""
-        try:
-            with self._hal.calling():
-                self._context.invoke(function, arguments, results)
-        finally:
-            del arguments, results  # IREE crashes on arguments that a traceback has kept until after the device
+    memory: Handle
+    offset: int
+    nbytes: int
+    size: int
+    element: HalElementType
 
 
-class Hal:
-    """An opened HAL device. Safe to use from several threads.
+@dataclass
+class _LoadedModule:
+    context: VmContext
+    module: VmModule
+    functions: dict[str, VmFunction] = field(default_factory=dict)
 
-    bind: makes the device the calling thread's own; to be called before anything that reaches its driver.
-    failure: why a call failed, or None (see iq.runtime.drivers.HipRuntime).
-    """
 
-    def __init__(self, device: HalDevice, bind: Callable[[], None], failure: Callable[[], BaseException | None] = lambda: None) -> None:
-        self._device = device
-        self.bind = bind
-        self._failure = failure
+class Hal(Owner):
+    """An opened HAL device. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        device: HalDevice,
+        make_current: Callable[[], None] = lambda: None,
+        pending_error: Callable[[], BaseException | None] = lambda: None,
+        outlives_failure: bool = True,
+    ) -> None:
+        """make_current, pending_error: see Owner. outlives_failure: whether IREE's driver can free memory of a device that it has lost."""
+        super().__init__(make_current, pending_error)
+        self._outlives_failure = outlives_failure
+        # IREE's Python API cannot take a part of a buffer, but the HAL module that compiled code calls can, and it can be called from here.
         self._instance = VmInstance()
         self._module = create_hal_module(self._instance, device)
-        # IREE's Python API cannot take a part of a buffer, but the HAL module that compiled code calls can, and it can be called from here.
         self._context = VmContext(self._instance, [self._module])
         self._subspan = self._module.lookup_function("buffer.subspan")
+        self._device = device
 
-    @contextmanager
-    def calling(self) -> Iterator[None]:
-        """Around what reaches the driver: binds the device, and raises what the device says went wrong, if it says anything."""
-        self.bind()
+    def _close(self) -> None:
+        super()._close()
+        for name in ("_subspan", "_context", "_module", "_instance", "_device"):
+            self.__dict__.pop(name, None)
+
+    def _after_failure(self) -> None:
+        # IREE's hip driver frees the first error of its cleanup thread once for each buffer that is released from then on, which crashes
+        # at the second. After such an error nothing works on the device, not even an allocation.
+        if self._outlives_failure or self._unusable:
+            return
         try:
-            yield
+            self._device.allocator.allocate_buffer(_DEVICE_MEMORY, _USAGE, 4)
         except Exception as error:
-            if failure := self._failure():
-                raise failure from error
-            raise
-        if failure := self._failure():  # IREE ignores some errors, of hipFree for one
-            raise failure
+            self._abandon(f"its driver has lost it, with all that is on it: {error}")
 
-    def load(self, source: Path | memoryview) -> Module:
+    # ---- Modules
+
+    @driver_call
+    def load(self, source: Path | memoryview) -> Handle:
         """Load a vmfb. Files and aligned memory are used in place, other memory is copied."""
-        with self.calling():
-            if isinstance(source, Path):
-                module = VmModule.mmap(self._instance, str(source))
+        if isinstance(source, Path):
+            module = VmModule.mmap(self._instance, str(source))
+        else:
+            module = VmModule.from_buffer(self._instance, source, warn_if_copy=False)
+        return self._keep(_LoadedModule(VmContext(self._instance, [self._module, module]), module))
+
+    @driver_call
+    def has_function(self, module: Handle, name: str) -> bool:
+        """Whether a module has a function, which can be called from then on."""
+        loaded: _LoadedModule = self._object(module)
+        function = loaded.module.lookup_function(name)
+        if function is not None:
+            loaded.functions[name] = function
+        return function is not None
+
+    @driver_call
+    def call(self, module: Handle, name: str, arguments: Sequence[BufferArgument | int], results: int) -> None:
+        """Call a function, which writes into its arguments; `results` is how many of them it returns. Returns when it is done."""
+        loaded: _LoadedModule = self._object(module)
+        given, returned = VmVariantList(len(arguments)), VmVariantList(results)
+        for argument in arguments:
+            if isinstance(argument, int):
+                given.push_int(argument)
             else:
-                module = VmModule.from_buffer(self._instance, source, warn_if_copy=False)
-            return Module(self, VmContext(self._instance, [self._module, module]), module)
+                part = self._part(argument.memory, argument.offset, argument.nbytes)
+                given.push_ref(HalBufferView(part, (argument.size,), argument.element))
+        loaded.context.invoke(loaded.functions[name], given, returned)
 
-    def allocate(self, nbytes: int) -> HalBuffer:
-        """Uninitialised memory on the device. Raises DeviceError when it cannot be had."""
-        return self._allocate(_DEVICE_MEMORY, _USAGE, nbytes)
+    # ---- Memory
 
-    def allocate_staging(self, nbytes: int) -> HalBuffer:
-        """Host memory that the device can copy from and to. Raises DeviceError when it cannot be had."""
-        return self._allocate(_STAGING_MEMORY, _MAPPED_USAGE, nbytes)
+    @driver_call
+    def allocate(self, nbytes: int) -> Handle:
+        """Uninitialised memory on the device."""
+        return self._keep(self._device.allocator.allocate_buffer(_DEVICE_MEMORY, _USAGE, nbytes))
 
-    def _allocate(self, memory_type: int, usage: int, nbytes: int) -> HalBuffer:
-        try:
-            with self.calling():
-                return self._device.allocator.allocate_buffer(memory_type, usage, nbytes)
-        except IqError:
-            raise
-        except Exception as error:  # IREE's statuses come as various built-in exceptions
-            raise DeviceError(f"the device cannot allocate {nbytes} bytes: {error}") from error
+    @driver_call
+    def share(self, array: Bytes) -> Handle:
+        """A C-contiguous, writable array as memory of the device, in place; it stays alive for as long as the handle does."""
+        return self._keep(self._device.allocator.import_host_allocation(array, _SHARED_MEMORY, _MAPPED_USAGE))
 
-    def share(self, array: NDArray[np.uint8]) -> HalBuffer:
-        """A C-contiguous, writable array as a buffer, in place. The buffer keeps the array alive; what is made of the buffer does not."""
-        return self._device.allocator.import_host_allocation(array, _SHARED_MEMORY, _MAPPED_USAGE)
+    @driver_call
+    def read(self, source: Handle, offset: int, nbytes: int) -> Bytes:
+        """A copy of bytes, through staging memory."""
+        data = np.empty(nbytes, np.uint8)
+        staging, mapped = self._staging(nbytes)
+        for start in range(0, nbytes, STAGING_BYTES):
+            n = min(STAGING_BYTES, nbytes - start)
+            self._copy(self._object(source), offset + start, staging, 0, n)
+            data[start : start + n] = mapped[:n]
+        return data
 
-    def subspan(self, buffer: HalBuffer, offset: int, nbytes: int) -> HalBuffer:
-        """A part of a buffer, sharing its memory. The whole buffer must outlive it."""
+    @driver_call
+    def write(self, target: Handle, offset: int, data: Bytes) -> None:
+        """Copy bytes in, through staging memory."""
+        staging, mapped = self._staging(data.size)
+        for start in range(0, data.size, STAGING_BYTES):
+            n = min(STAGING_BYTES, data.size - start)
+            mapped[:n] = data[start : start + n]
+            self._copy(staging, 0, self._object(target), offset + start, n)
+
+    @driver_call
+    def copy(self, source: Handle, source_offset: int, target: Handle, target_offset: int, nbytes: int) -> None:
+        """Copy bytes between allocations. Returns when it is done."""
+        self._copy(self._object(source), source_offset, self._object(target), target_offset, nbytes)
+
+    @driver_call
+    def fill_zero(self, target: Handle, offset: int, nbytes: int) -> None:
+        """Make bytes zero. Returns when it is done."""
+        self._execute(lambda commands: commands.fill(self._object(target), b"\0", offset, nbytes, end=True))
+
+    # ---- For driver calls: these take and return what IREE made
+
+    def _part(self, memory: Handle, offset: int, nbytes: int) -> HalBuffer:
+        whole = self._object(memory)
+        if offset == 0:
+            return whole
         arguments, results = VmVariantList(3), VmVariantList(1)
-        arguments.push_ref(buffer)
+        arguments.push_ref(whole)
         arguments.push_int(offset)
         arguments.push_int(nbytes)
         self._context.invoke(self._subspan, arguments, results)
         return results.get_as_object(0, HalBuffer)
 
-    def copy(self, source: HalBuffer, source_offset: int, target: HalBuffer, target_offset: int, nbytes: int) -> None:
-        """Copy bytes between buffers that the device can address. Returns when it is done."""
+    def _staging(self, nbytes: int) -> tuple[HalBuffer, Bytes]:
+        """Host memory that the device can copy from and to, and the same memory as numpy sees it."""
+        size = max(1, min(nbytes, STAGING_BYTES))
+        buffer = self._device.allocator.allocate_buffer(_STAGING_MEMORY, _MAPPED_USAGE, size)
+        return buffer, buffer.map().asarray((size,), np.dtype(np.uint8))
+
+    def _copy(self, source: HalBuffer, source_offset: int, target: HalBuffer, target_offset: int, nbytes: int) -> None:
         self._execute(lambda commands: commands.copy(source, target, source_offset, target_offset, nbytes, end=True))
 
-    def fill_zero(self, buffer: HalBuffer, offset: int, nbytes: int) -> None:
-        """Make bytes of a buffer zero. Returns when it is done."""
-        self._execute(lambda commands: commands.fill(buffer, b"\0", offset, nbytes, end=True))
-
     def _execute(self, record: Callable[[HalCommandBuffer], object]) -> None:
-        with self.calling():
-            commands = HalCommandBuffer(self._device)
-            try:
-                record(commands)
-                done = self._device.create_semaphore(0)
-                self._device.queue_execute(commands, [], [(done, 1)])  # one, whatever its parameter is called
-                done.wait(1)
-            finally:
-                del commands  # IREE crashes on commands that a traceback has kept until after the device
+        commands = HalCommandBuffer(self._device)
+        record(commands)
+        done = self._device.create_semaphore(0)
+        self._device.queue_execute(commands, [], [(done, 1)])  # one, whatever its parameter is called
+        done.wait(1)

@@ -8,13 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from iree.runtime import VmFunction, VmVariantList
-
-from iq.errors import BytecodeError, DeviceError, IqError, NoKernelError
+from iq.errors import BytecodeError, DeviceError, NoKernelError, ShapeError
 from iq.kernels import KernelSpec
 from iq.runtime.arrays import check_sizes
 from iq.runtime.buffer import Buffer
-from iq.runtime.hal import Hal, Module
+from iq.runtime.hal import BufferArgument, Hal
+from iq.runtime.ownership import Handle, iree_errors
 from iq.targets import DeviceId, Target
 
 # A vmfb: a file, or its bytes in mapped memory.
@@ -34,36 +33,38 @@ class Provider(Protocol):
 class Kernel:
     """One function of a module."""
 
-    __slots__ = ("_function", "_module", "_sizes", "key")
+    __slots__ = ("_hal", "_module", "_spec")
 
-    def __init__(self, spec: KernelSpec, module: Module, function: VmFunction) -> None:
-        self.key = spec.key
-        self._sizes = spec.definition.sizes
+    def __init__(self, spec: KernelSpec, hal: Hal, module: Handle) -> None:
+        self._spec = spec
+        self._hal = hal
         self._module = module
-        self._function = function
+
+    @property
+    def key(self) -> str:
+        return self._spec.key
 
     def __call__(self, inputs: Sequence[Buffer], sizes: dict[str, int], outputs: Sequence[Buffer]) -> None:
         """Run it on inputs, sizes by name, and the buffers that results land in (see `iq.kernels.Op`). Returns when it is done.
 
-        The caller has checked dtypes and lengths. Raises LayoutError for a misaligned buffer, ShapeError for a size over 31 bits,
-        DeviceError when the device fails, or what an emulated device failed for.
+        The caller has checked dtypes, and that ids are within the tensor. Raises ShapeError for a buffer that is shorter than the sizes
+        take or a size over 31 bits, LayoutError for a misaligned buffer, DeviceError when the device fails or is another than a buffer's,
+        or what an emulated device failed for.
         """
-        check_sizes(self.key, **sizes)
-        arguments, results = VmVariantList(len(inputs) + len(sizes) + len(outputs)), VmVariantList(len(outputs))
-        for buffer in inputs:
-            arguments.push_ref(buffer.argument())
-        for name in self._sizes:
-            arguments.push_int(sizes[name])
-        for buffer in outputs:
-            arguments.push_ref(buffer.argument())
-        try:
-            self._module.invoke(self._function, arguments, results)
-        except IqError:
-            raise
-        except Exception as error:  # IREE's statuses come as various built-in exceptions
-            raise DeviceError(f"{self.key} failed: {error}") from error
-        finally:
-            del arguments, results  # IREE crashes on arguments that a traceback has kept until after the device
+        key, op = self.key, self._spec.definition
+        check_sizes(key, **sizes)
+        # Where there are fewer or more buffers than tensors, IREE says so.
+        for tensor, buffer in (*zip(op.inputs, inputs, strict=False), *zip(op.outputs, outputs, strict=False)):
+            needed = self._spec.nbytes(tensor, sizes)
+            if buffer.nbytes < needed:
+                raise ShapeError(f"{key}: {tensor.name} has {buffer.nbytes} bytes; for {sizes} it takes {needed}")
+        arguments: list[BufferArgument | int] = [
+            *(b.argument() for b in inputs),
+            *(sizes[name] for name in op.sizes),
+            *(b.argument() for b in outputs),
+        ]
+        with iree_errors(DeviceError, f"{key} failed"):
+            self._hal.call(self._module, key, arguments, len(outputs))
 
 
 class Library:
@@ -74,7 +75,7 @@ class Library:
         self._device = device
         self._cpu_flags = cpu_flags
         self._provider = provider
-        self._modules: dict[str, Module] = {}
+        self._modules: dict[str, Handle] = {}
         self._kernels: dict[KernelSpec, Kernel] = {}
         self._loading = threading.Lock()
 
@@ -87,6 +88,7 @@ class Library:
         """A kernel, loading its module at first. Raises NoArtifactError, NoKernelError, BytecodeError or what the provider raises."""
         kernel = self._kernels.get(spec)
         if kernel is None:
+            self._hal.check_usable()  # in a forked child, the thread that would unlock this may not be there
             with self._loading:
                 kernel = self._kernels.setdefault(spec, self._look_up(spec))
         return kernel
@@ -95,14 +97,9 @@ class Library:
         module = self._modules.get(spec.format)
         if module is None:
             source = self._provider.module(self.target, spec.format)
-            try:
+            where = source if isinstance(source, Path) else f"{spec.format} module"
+            with iree_errors(BytecodeError, f"IREE cannot load the {self.target.id} kernels of {where} on {self._device}"):
                 module = self._modules[spec.format] = self._hal.load(source)
-            except IqError:
-                raise
-            except Exception as error:  # IREE's statuses come as various built-in exceptions
-                where = source if isinstance(source, Path) else f"{spec.format} module"
-                raise BytecodeError(f"IREE cannot load the {self.target.id} kernels of {where} on {self._device}: {error}") from error
-        function = module.lookup(spec.key)
-        if function is None:
+        if not self._hal.has_function(module, spec.key):
             raise NoKernelError(f"no kernel {spec.key} for {self.target.id}: its {spec.format} module lacks it; compile it again")
-        return Kernel(spec, module, function)
+        return Kernel(spec, self._hal, module)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-from iree.runtime import HalBuffer
 
 from iq.errors import DeviceError
 from iq.runtime.arrays import Array, Bytes
 from iq.runtime.hal import Hal
+from iq.runtime.ownership import Handle, iree_errors
 
 # Kernels are compiled for buffers that start on this boundary.
 ALIGNMENT = 64
@@ -21,15 +21,15 @@ ALIGNMENT = 64
 # Spare bytes after every allocation: GPU kernels load whole words, up to 16 bytes past the last block of packed weights.
 SPARE_BYTES = 64
 
-# Bytes of staging memory: large enough to hide the cost of a copy, small enough to stay cheap to pin.
-STAGING_BYTES = 32 << 20
-
 
 class Memory(Protocol):
-    """An allocation. Offsets and lengths are in bytes and within it; the caller has checked them."""
+    """An allocation. Offsets and lengths are in bytes and within it; the caller has checked them.
 
-    def part(self, offset: int, nbytes: int) -> HalBuffer:
-        """The part that a kernel or a copy works on; the allocation must outlive it."""
+    handle: as kernels and copies take it.
+    """
+
+    @property
+    def handle(self) -> Handle: ...
 
     def read(self, offset: int, nbytes: int) -> Bytes:
         """A copy of the bytes."""
@@ -65,9 +65,9 @@ class HostMemory:
 
     def __init__(self, hal: Hal, array: Bytes) -> None:
         """Use a flat, writable, aligned array in place."""
-        self._hal = hal
         self._array = array
-        self._buffer = hal.share(array)
+        with iree_errors(DeviceError, "the CPU device cannot use the memory"):
+            self.handle = hal.share(array)
 
     @classmethod
     def allocate(cls, hal: Hal, nbytes: int) -> HostMemory:
@@ -79,9 +79,6 @@ class HostMemory:
             raise DeviceError(f"the CPU cannot allocate {nbytes} bytes") from error
         start = -address(array) % ALIGNMENT
         return cls(hal, array[start : start + size])
-
-    def part(self, offset: int, nbytes: int) -> HalBuffer:
-        return self._buffer if offset == 0 else self._hal.subspan(self._buffer, offset, nbytes)
 
     def read(self, offset: int, nbytes: int) -> Bytes:
         return self._array[offset : offset + nbytes].copy()
@@ -106,43 +103,24 @@ class DeviceMemory:
     def __init__(self, hal: Hal, nbytes: int) -> None:
         """Allocate, uninitialised. Raises DeviceError when it cannot be had."""
         self._hal = hal
-        self._buffer = hal.allocate(padded(nbytes))
-
-    def __del__(self) -> None:
-        # IREE frees the buffer next, in whichever thread came to drop it.
-        self._hal.bind()
-
-    def part(self, offset: int, nbytes: int) -> HalBuffer:
-        return self._buffer if offset == 0 else self._hal.subspan(self._buffer, offset, nbytes)
+        with iree_errors(DeviceError, f"the device cannot allocate {nbytes} bytes"):
+            self.handle = hal.allocate(padded(nbytes))
 
     def read(self, offset: int, nbytes: int) -> Bytes:
-        data = np.empty(nbytes, np.uint8)
-        staging, mapped = self._staging(nbytes)
-        for start in range(0, nbytes, STAGING_BYTES):
-            n = min(STAGING_BYTES, nbytes - start)
-            self._hal.copy(self._buffer, offset + start, staging, 0, n)
-            data[start : start + n] = mapped[:n]
-        return data
+        with iree_errors(DeviceError, f"the device cannot give {nbytes} bytes to the host"):
+            return self._hal.read(self.handle, offset, nbytes)
 
     def write(self, offset: int, data: Bytes) -> None:
-        staging, mapped = self._staging(data.size)
-        for start in range(0, data.size, STAGING_BYTES):
-            n = min(STAGING_BYTES, data.size - start)
-            mapped[:n] = data[start : start + n]
-            self._hal.copy(staging, 0, self._buffer, offset + start, n)
+        with iree_errors(DeviceError, f"the device cannot take {data.size} bytes from the host"):
+            self._hal.write(self.handle, offset, data)
 
     def host(self, offset: int, nbytes: int) -> Bytes | None:
         return None
 
     def copy_within(self, offset: int, source: Memory, source_offset: int, nbytes: int) -> None:
-        assert isinstance(source, DeviceMemory)
-        self._hal.copy(source._buffer, source_offset, self._buffer, offset, nbytes)
+        with iree_errors(DeviceError, f"the device cannot copy {nbytes} bytes"):
+            self._hal.copy(source.handle, source_offset, self.handle, offset, nbytes)
 
     def fill_zero(self, offset: int, nbytes: int) -> None:
-        self._hal.fill_zero(self._buffer, offset, nbytes)
-
-    def _staging(self, nbytes: int) -> tuple[HalBuffer, Bytes]:
-        """Staging memory for a transfer, and the same memory as numpy sees it."""
-        size = max(1, min(nbytes, STAGING_BYTES))
-        buffer = self._hal.allocate_staging(size)
-        return buffer, buffer.map().asarray((size,), np.dtype(np.uint8))
+        with iree_errors(DeviceError, f"the device cannot fill {nbytes} bytes"):
+            self._hal.fill_zero(self.handle, offset, nbytes)

@@ -219,7 +219,10 @@ API hipStreamSynchronize(void *s) { int status; on(s, &status); return status; }
 API hipEventCreateWithFlags(void **e, unsigned flags) { (void)flags; int status; *e = create(EVENT, sizeof(event), &status); return status; }
 API hipEventCreate(void **e) { return hipEventCreateWithFlags(e, 0); }
 API hipEventDestroy(void *e) { return destroy(e, EVENT); }
-API hipEventQuery(void *e) { int status; of(e, EVENT, &status); return status; }
+// A recorded event has happened, even where a kernel that was launched later has failed since. IREE's hip driver relies on it: an error here,
+// or of hipFreeAsync, is one that its cleanup thread keeps, and that each buffer which is released from then on frees once more
+// (cleanup_thread.c: iree_hal_hip_cleanup_thread_add_cleanup gives its callers the status itself, not a clone, and they own what they get).
+API hipEventQuery(void *e) { return known(e, EVENT) ? SUCCESS : INVALID_HANDLE; }
 API hipEventSynchronize(void *e) { return hipEventQuery(e); }
 API hipEventRecord(event *e, void *s) {
   int status;
@@ -283,7 +286,12 @@ API hipMallocFromPoolAsync(void **p, size_t size, void *pool, void *s) {
 }
 API hipHostMalloc(void **p, size_t size, unsigned flags) { (void)flags; return allocate(p, size, MEMORY_HOST); }
 API hipFree(void *p) { return give_back("hipFree", p, MEMORY_DEVICE | MEMORY_MANAGED); }
-API hipFreeAsync(void *p, void *s) { int status; return on(s, &status) ? give_back("hipFreeAsync", p, MEMORY_DEVICE) : status; }
+// What is wrong with the address is noted for Python; to IREE it is no error (see hipEventQuery).
+API hipFreeAsync(void *p, void *s) {
+  if (s && !known(s, STREAM)) return INVALID_HANDLE;
+  give_back("hipFreeAsync", p, MEMORY_DEVICE);
+  return SUCCESS;
+}
 API hipHostFree(void *p) { return give_back("hipHostFree", p, MEMORY_HOST); }
 API hipHostUnregister(void *p) { return give_back("hipHostUnregister", p, MEMORY_REGISTERED); }
 API hipHostRegister(void *p, size_t size, unsigned flags) {

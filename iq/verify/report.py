@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
-from iq.emulator.peaks import Gpu, peaks_of
-from iq.emulator.verify import KernelReport, TargetReport
+from iq.verify.peaks import Gpu, peaks_of
+from iq.verify.results import KernelReport, TargetReport
 
 _STYLE = """
 body { font: 14px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 110rem; padding: 0 1rem; color: #1a1a1a; background: #fff }
@@ -35,15 +35,18 @@ def html(reports: Sequence[TargetReport]) -> str:
     """The report, as text of an HTML file."""
     failed = sum(not kernel.passed for report in reports for kernel in report.kernels)
     verdict = f'<span class="bad">{failed} kernels failed</span>' if failed else '<span class="ok">every kernel passed</span>'
-    first = reports[0]
-    notes = "".join(f"<li>{escape(note)}</li>" for note in first.approximations)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Kernels under ISA emulation</title><style>{_STYLE}</style>"
-        f"<h1>Kernels under ISA emulation</h1><p>{verdict}</p>"
-        f'<div class="how"><b>{escape(first.how)}</b> What is approximate:<ul>{notes}</ul></div>'
-        f"{_summary(reports)}{''.join(map(_target, reports))}</html>\n"
+        f"<title>Kernels, run and compared with numpy</title><style>{_STYLE}</style>"
+        f"<h1>Kernels, run and compared with numpy</h1><p>{verdict}</p>"
+        f"{''.join(_how(*way) for way in dict.fromkeys((r.how, r.approximations) for r in reports if not r.not_run))}"
+        f"{_summary(reports)}{''.join(_target(report) for report in reports if not report.not_run)}</html>\n"
     )
+
+
+def _how(how: str, approximations: Sequence[str]) -> str:
+    notes = "".join(f"<li>{escape(note)}</li>" for note in approximations)
+    return f'<div class="how"><b>{escape(how)}</b>{f" What is approximate:<ul>{notes}</ul>" if notes else ""}</div>'
 
 
 def rows(report: TargetReport) -> list[dict[str, object]]:
@@ -54,20 +57,27 @@ def rows(report: TargetReport) -> list[dict[str, object]]:
             "verdict": "ok" if kernel.passed else "FAILED",
             "worst": kernel.worst,
             "cases": len(kernel.cases),
-            "wave instructions": kernel.instructions,
-            "mix of the largest": _mix(kernel.largest.executed.instructions),
-            "bound by (model)": kernel.roofline.bound if kernel.roofline else "",
         }
+        | (_counts(kernel) if report.counted else {})
         for kernel in report.kernels
     ]
+
+
+def _counts(kernel: KernelReport) -> dict[str, object]:
+    return {
+        "wave instructions": kernel.instructions,
+        "mix of the largest": _mix(kernel.largest.executed.instructions),
+        "bound by (model)": kernel.roofline.bound if kernel.roofline else "",
+    }
 
 
 def _summary(reports: Iterable[TargetReport]) -> str:
     rows = [
         [
-            f'<a href="#{escape(r.target)}">{escape(r.target)}</a>',
-            escape(r.gpu),
+            escape(r.target) if r.not_run else f'<a href="#{escape(r.target)}">{escape(r.target)}</a>',
             escape(r.bundle),
+            escape(f"not run: {r.not_run}" if r.not_run else r.how),
+            escape(r.gpu),
             _number(len(r.kernels)),
             _number(sum(not k.passed for k in r.kernels)),
             _number(sum(k.instructions for k in r.kernels)),
@@ -75,15 +85,15 @@ def _summary(reports: Iterable[TargetReport]) -> str:
         ]
         for r in reports
     ]
-    return _table(("target", "peaks of", "bundle", "kernels", "failed", "wave instructions", "seconds"), rows)
+    return _table(("target", "bundle", "how", "peaks of", "kernels", "failed", "wave instructions", "seconds"), rows)
 
 
 def _target(report: TargetReport) -> str:
     gpu = peaks_of(report.target)
     return (
-        f'<h2 id="{escape(report.target)}">{escape(report.target)}</h2>'
-        "<h3>Kernels</h3><p>Counts are of a kernel's largest case, bytes what its instructions moved, by the bits of one lane's access.</p>"
-        f"{_kernels(report.kernels)}"
+        f'<h2 id="{escape(report.target)}">{escape(report.target)}</h2><p>{escape(report.how)}</p>'
+        "<h3>Kernels</h3><p>Counts are of a kernel's largest case, bytes what its instructions moved, by the bits of one lane's access; "
+        f"only an emulated GPU counts.</p>{_kernels(report.kernels)}"
         f"{_roofline(report.kernels, gpu) if gpu else ''}"
         f"<h3>Registers and memory of the dispatches</h3>{_dispatches(report)}"
         f"<h3>Cases</h3>{''.join(map(_cases, report.kernels))}"

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from iq import formats
+from iq.device import default_device, device_named
 from iq.errors import DeviceError, DtypeError, FormatError, LayoutError, RowIndexError, ShapeError
 from iq.formats import Format, format_of
 from iq.kernels import DTYPES, KernelSpec, Problem, choose
@@ -24,23 +25,24 @@ class QTensor:
     """A weight in one of GGML's formats, on a device, in GGML's own layout: f32 [N, K] quantized row by row.
 
     shape: (N, K); also (K,), which ops take as one row, and (E, N, K), which is only stored for now.
-    format: the format's name ("q4_k"). device: where it lives.
+    format: the format's name ("q4_k"). device: where it lives. nbytes: bytes of the GGML blocks. None of these can be set.
     """
 
-    __slots__ = ("_format", "_packed", "shape")
+    __slots__ = ("_format", "_packed", "_shape")
 
     def __init__(self, packed: Buffer, format: type[Format], shape: tuple[int, ...]) -> None:
         """For this package: `packed` holds the u8 GGML blocks of `shape`; see `from_bytes` for the checks."""
         self._packed = packed
         self._format = format
-        self.shape = shape
+        self._shape = shape
 
     @classmethod
-    def quantize(cls, array: ArrayLike, format: str, device: Device | None = None, imatrix: ArrayLike | None = None) -> QTensor:
+    def quantize(cls, array: ArrayLike, format: str, device: Device | str | None = None, imatrix: ArrayLike | None = None) -> QTensor:
         """Quantize f32 [N, K], [K] or [E, N, K] on the host, then upload it.
 
-        imatrix: f32 [K], the importance of each column, as GGML's. device: None is the default device.
-        Raises FormatError, ShapeError or DtypeError.
+        imatrix: f32 [K], the importance of each column, as GGML's.
+        device: a Device, or the name of one ("hip:1"; the same device for every tensor that names it), or None for the default device.
+        Raises FormatError, ShapeError, DtypeError or DeviceError.
         """
         fmt = _weights_format(format)
         shape = _check_weights_shape(np.shape(array), fmt)
@@ -48,11 +50,11 @@ class QTensor:
 
     @classmethod
     def from_bytes(
-        cls, packed: Bytes | Buffer, format: str, shape: Sequence[int], device: Device | None = None, *, copy: bool | None = True
+        cls, packed: Bytes | Buffer, format: str, shape: Sequence[int], device: Device | str | None = None, *, copy: bool | None = True
     ) -> QTensor:
         """A tensor of uint8 GGML blocks, of any shape as long as the bytes are as many as `shape` takes.
 
-        packed: an array to put on the device (None is the default device; `copy` is as in `Device.put`), or a u8 buffer to use as it is.
+        packed: an array to put on the device (see `quantize`; `copy` is as in `Device.put`), or a u8 buffer to use as it is.
         Raises FormatError, ShapeError, DtypeError, LayoutError, or DeviceError for a buffer of another device.
         """
         fmt = _weights_format(format)
@@ -65,11 +67,15 @@ class QTensor:
         if packed.nbytes != nbytes:
             raise ShapeError(f"from_bytes: {fmt.name} weights of shape {dims} take {nbytes} bytes, got {packed.nbytes}")
         if not isinstance(packed, Buffer):
-            packed = (device or _default_device()).put(packed, copy=copy)
-        elif device is not None and packed.device is not device:
+            packed = _device(device).put(packed, copy=copy)
+        elif device is not None and packed.device is not _device(device):
             raise DeviceError(f"from_bytes: the buffer is on {packed.device!r}, the tensor is to be on {device!r}")
         packed.argument()  # raises where kernels could not take it
         return cls(packed, fmt, dims)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
 
     @property
     def format(self) -> str:
@@ -129,12 +135,13 @@ class QTensor:
     def get_rows(self, ids: ArrayLike | Buffer, dtype: Any = "float32") -> Buffer:
         """Rows of this [N, K] as numbers: f32, f16 or bf16 [..., K] for integer ids [...].
 
-        The ids are checked on the host; those in a buffer are read back for that. Raises RowIndexError for an id outside the tensor,
-        naming the first, ShapeError or DtypeError.
+        The ids are copied to the host and checked there; the kernel gets the copy that was checked. Raises RowIndexError for an id outside
+        the tensor, naming the first, ShapeError or DtypeError.
         """
         n, k = self._matrix("get_rows")
         element = _output_dtype(dtype, "get_rows")
-        rows = _check_ids(ids.numpy() if isinstance(ids, Buffer) else np.asarray(ids), n)
+        # A copy in any case: another thread may write to the caller's ids, or the buffer's memory, after they have been checked.
+        rows = _check_ids(ids.numpy() if isinstance(ids, Buffer) else np.array(ids), n)
         out = self.device.alloc((*rows.shape, k), element)
         if out.size:
             on_device = self.device.put(np.ascontiguousarray(rows, dtype=np.int32), copy=None)
@@ -152,7 +159,8 @@ class QTensor:
         n, k = (1, *self.shape)[-2:]
         if k % self._format.kernel_block_weights():
             raise ShapeError(
-                f"{op}: kernels take {self.format} rows in multiples of {self._format.kernel_block_weights()} weights, this one has {self.shape}"
+                f"{op}: kernels take {self.format} rows in multiples of {self._format.kernel_block_weights()} weights, "
+                f"this one has {self.shape}"
             )
         check_sizes(op, K=k)
         return n, k
@@ -169,7 +177,7 @@ class QTensor:
         return out
 
 
-def quantize_q8_1(x: Array | Buffer, device: Device | None = None, padding: int = 512) -> Buffer:
+def quantize_q8_1(x: Array | Buffer, device: Device | str | None = None, padding: int = 512) -> Buffer:
     """Activations f32 [M, K] in GGML's q8_1: uint8 [M, 36 * blocks], rows of 32-value blocks padded with zeros to a multiple of `padding`.
 
     A block is f16 d, f16 s, 32 int8: x = d * q, and s the sum of the x. `padding` is a multiple of 32 (GGML's matmul on GPUs takes 512).
@@ -178,18 +186,17 @@ def quantize_q8_1(x: Array | Buffer, device: Device | None = None, padding: int 
     fmt = format_of("q8_1")
     if padding < 1 or padding % fmt.block_size:
         raise ShapeError(f"quantize_q8_1: padding {padding} is no multiple of {fmt.block_size}")
-    if device is None:
-        device = x.device if isinstance(x, Buffer) else _default_device()
-    buffer = _put(x, device, "quantize_q8_1")
+    on = x.device if device is None and isinstance(x, Buffer) else _device(device)
+    buffer = _put(x, on, "quantize_q8_1")
     if buffer.element != "f32":
         raise DtypeError(f"quantize_q8_1: x holds {buffer.element}, it takes f32")
     if buffer.ndim != 2:
         raise ShapeError(f"quantize_q8_1: takes x of shape (M, K), got {buffer.shape}")
     m, k = buffer.shape
     q8_blocks = -(-k // padding) * padding // fmt.block_size
-    out = device.alloc((m, q8_blocks * fmt.type_size), "u8")
+    out = on.alloc((m, q8_blocks * fmt.type_size), "u8")
     if out.size:
-        kernel = device.library.kernel(KernelSpec("quantize_q8_1", "q8_1", dtype="f32"))
+        kernel = on.library.kernel(KernelSpec("quantize_q8_1", "q8_1", dtype="f32"))
         kernel((buffer,), {"m": m, "k": k, "q8_blocks": q8_blocks}, (out,))
     return out
 
@@ -246,8 +253,8 @@ def _check_ids(ids: Array, n: int) -> Array:
     return ids
 
 
-def _default_device() -> Device:
-    # The one arrow that points up: who leaves the device out leaves it to the public API.
-    from iq.device import default_device
-
-    return default_device()
+def _device(device: Device | str | None) -> Device:
+    """The device that a caller named, gave, or left out."""
+    if device is None:
+        return default_device()
+    return device_named(device) if isinstance(device, str) else device

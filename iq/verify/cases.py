@@ -1,6 +1,6 @@
 """Small calls of every kernel, with the edges where kernels go wrong, and what is held against each result.
 
-Sizes are no multiples of anything that a kernel tiles by, except of the format's own block: rows, columns and row lengths have tails.
+Sizes are no multiples of anything that a kernel tiles by, except of the format's own block: M, N and K have tails.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iq import formats
-from iq.emulator import references
-from iq.emulator.references import Array
 from iq.formats import FORMATS, Format
 from iq.kernels import KernelSpec, plan
 from iq.targets import Target
+from iq.verify import references
+from iq.verify.references import Array
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,9 @@ class Case:
 
 
 def cases(spec: KernelSpec, target: Target) -> Iterator[Case]:
-    """The cases of a kernel; the same ones every time. Raises KeyError for an op that has none here."""
-    return _CASES[spec.op](spec, target, np.random.default_rng(zlib.crc32(spec.key.encode())))
+    """The cases of a kernel; the same ones every time. Raises KernelKeyError for a kernel that the target does not have."""
+    model = plan(spec, target)[-1].kernel.model
+    return _CASES[model](spec, target, np.random.default_rng(zlib.crc32(spec.key.encode())))
 
 
 def _row_length(fmt: type[Format], at_least: int) -> int:
@@ -98,6 +99,9 @@ def _with(at: int, value: float) -> Callable[[Row], Row]:
     return lambda row: np.where(np.arange(row.size) == at % row.size, np.float32(value), row)
 
 
+# The threads of the largest workgroup that shares a row of activations, and how many neighbouring values each takes at a time.
+LANES, LANE_VALUES = 256, 8
+
 # What becomes of a row of ordinary activations. The first ones have a defined product; the others must spoil their own row, and only that.
 _EDGE_ROWS: dict[str, Callable[[Row], Row]] = {
     "zeros": lambda row: row * np.float32(0),
@@ -111,24 +115,21 @@ _EDGE_ROWS: dict[str, Callable[[Row], Row]] = {
 
 
 @dataclass(frozen=True)
-class _Model:
-    """How a product's activations are rounded, and how near the product must come to that model of it."""
+class Model:
+    """How a product's activations are rounded, and how near the product must come to float64 arithmetic on those.
+
+    outliers: whether the error stays as small where one activation is much larger than its neighbours.
+    """
 
     name: str
     rounded: Callable[[Row], NDArray[np.floating]]
     tolerance: float
+    outliers: bool = True
 
 
-_MODELS = {
-    "q8_1 product": _Model("q8_1 model", references.q8_1, references.Q8_1_MODEL_NMSE),
-    "f32 product": _Model("float64", lambda x: x, references.F32_NMSE),
-    "f16 product": _Model("float64", lambda x: x, references.F16_NMSE),
-}
-
-
-def _product(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
-    """A fixed number of columns for a matvec, several for mul_mat."""
-    fmt, model = FORMATS[spec.format], _MODELS[plan(spec, target)[-1].kernel.model]
+def _product(model: Model, spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    """As many rows of activations as a matvec is for, several tiles of them for mul_mat."""
+    fmt = FORMATS[spec.format]
     call = partial(_call, fmt, model, rng)
     medium, one = _row_length(fmt, 352), fmt.kernel_block_weights()
     if spec.columns:
@@ -143,22 +144,42 @@ def _product(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iter
         yield call("one row", 57, 1, medium)
         yield call("one block", 1, 21, max(one, 32))
         yield call("long rows", 23, 55, _row_length(fmt, 1100))
+        if model.outliers:  # the cases of quantize_q8_1 have them for the other model
+            yield call("an outlier in each lane", LANES, 16, _row_length(fmt, LANES * LANE_VALUES), outliers=True)
     edges = list(_EDGE_ROWS) * max(1, m // len(_EDGE_ROWS))
     for at in range(0, len(edges), m):
         yield call(", ".join(dict.fromkeys(edges[at : at + m])), m, n, medium, edges[at : at + m])
 
 
-def _call(fmt: type[Format], model: _Model, rng: np.random.Generator, name: str, m: int, n: int, k: int, edges: Sequence[str] = ()) -> Case:
+def _call(
+    fmt: type[Format],
+    model: Model,
+    rng: np.random.Generator,
+    name: str,
+    m: int,
+    n: int,
+    k: int,
+    edges: Sequence[str] = (),
+    outliers: bool = False,
+) -> Case:
+    """A product of random operands. edges: what becomes of the first rows of activations, by name.
+
+    outliers: row i of the activations has its largest magnitude among the values of lane i of a workgroup. Scaled by a maximum that leaves
+    out any lane or wave, some row's outlier is too large for f16.
+    """
     packed = references.random_weights(fmt, n, k, rng)
     x = rng.standard_normal((m, k), dtype=np.float32)
     for i, edge in enumerate(edges):
         x[i] = _EDGE_ROWS[edge](x[i])
+    if outliers:
+        row = np.arange(m)
+        x[row, row * LANE_VALUES + row % LANE_VALUES] = np.where(row // LANE_VALUES % 2, np.float32(-32), np.float32(32))
     sizes = {"m": m, "n": n, "blocks": k // fmt.kernel_block_weights()}
     check = partial(_check_product, model, x, references.dequantized(fmt, packed))
     return Case(f"{name}: {m} x {k} times {n} x {k}", (packed, x), sizes, (((m, n), "f32"),), check, 2 * m * n * k)
 
 
-def _check_product(model: _Model, x: NDArray[np.float32], w: NDArray[np.float32], outputs: Sequence[Array]) -> list[Check]:
+def _check_product(model: Model, x: NDArray[np.float32], w: NDArray[np.float32], outputs: Sequence[Array]) -> list[Check]:
     y = outputs[0]
     finite = np.isfinite(x).all(axis=1)
     # Row by row, else the rows of large activations would be all that counts.
@@ -180,14 +201,20 @@ def _check_product(model: _Model, x: NDArray[np.float32], w: NDArray[np.float32]
 
 
 def _activations(rng: np.random.Generator) -> Iterator[tuple[str, Row, Row, dict[str, int]]]:
-    """Names, activations, the same with rows padded to whole spans of 32, and sizes."""
+    """Names, activations, the same with rows padded to whole blocks of 32, and sizes."""
     for m, k, padding in ((1, 32, 32), (3, 256, 512), (2, 100, 128), (4, 16, 512), (1, 33, 64), (2, 4132, 64)):
         x = rng.standard_normal((m, k), dtype=np.float32) * np.float32(10)
         x[0, : min(k, 32)] = 0
         x[-1, k // 2 :] *= np.float32(1e-20)
-        spans = -(-k // padding) * padding // 32
-        sizes = {"m": m, "k": k, "q8_blocks": spans}
-        yield f"{m} x {k} padded to {spans * 32}", x, np.pad(x, ((0, 0), (0, spans * 32 - k))), sizes
+        q8_blocks = -(-k // padding) * padding // 32
+        sizes = {"m": m, "k": k, "q8_blocks": q8_blocks}
+        yield f"{m} x {k} padded to {q8_blocks * 32}", x, np.pad(x, ((0, 0), (0, q8_blocks * 32 - k))), sizes
+    # In each block one value is larger than the others: in the rows of a column of blocks, among each four neighbours of its 32.
+    x = rng.standard_normal((8, 2048), dtype=np.float32)
+    row, block = np.indices((8, 64))
+    at = (row + block) % 8 * 4 + block // 8 % 4
+    x[row, 32 * block + at] = np.where(row % 2, np.float32(-32), np.float32(32))
+    yield "an outlier in each lane of a block", x, x, {"m": 8, "k": 2048, "q8_blocks": 64}
 
 
 def _quantize_q8_1(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -203,8 +230,8 @@ def _quantize_q8_1_soa(spec: KernelSpec, target: Target, rng: np.random.Generato
         halves = quants.reshape(*d.shape, 2, 16).sum(-1, dtype=np.int32)
         sums = halves[..., 0] + 65536 * halves[..., 1]
         pairs = np.stack([d.view(np.int32), sums], axis=-1)
-        m, spans = len(x), sizes["q8_blocks"]
-        outputs = (((m, spans * 32), "i8"), ((m, spans * 8), "i8"))
+        m, q8_blocks = len(x), sizes["q8_blocks"]
+        outputs = (((m, q8_blocks * 32), "i8"), ((m, q8_blocks * 8), "i8"))
         want = (quants.reshape(m, -1), pairs.view(np.int8).reshape(m, -1))
         yield Case(name, (x,), sizes, outputs, partial(_bytes, want))
 
@@ -214,12 +241,13 @@ def _bytes(wants: tuple[Array, ...], outputs: Sequence[Array]) -> list[Check]:
     return [Check("different bytes", different, 0)]
 
 
+# By the numeric model that a kernel declares (iq.kernels.Kernel.model).
 _CASES: dict[str, Callable[[KernelSpec, Target, np.random.Generator], Iterator[Case]]] = {
-    "dequantize": _dequantize,
-    "get_rows": _get_rows,
-    "mul_mat_vec": _product,
-    "dequantize_mul_mat_vec": _product,
-    "mul_mat": _product,
-    "quantize_q8_1": _quantize_q8_1,
-    "quantize_q8_1_soa": _quantize_q8_1_soa,
+    "dequantized": _dequantize,
+    "dequantized rows": _get_rows,
+    "product of q8_1": partial(_product, Model("q8_1 model", references.q8_1, references.Q8_1_MODEL_NMSE, outliers=False)),
+    "product of f32": partial(_product, Model("float64", lambda x: x, references.F32_NMSE)),
+    "product of f16": partial(_product, Model("float64", lambda x: x, references.F16_NMSE)),
+    "q8_1 blocks": _quantize_q8_1,
+    "q8 arrays": _quantize_q8_1_soa,
 }
