@@ -229,7 +229,7 @@ class Laboratory:
         found: list[Registers] = []
 
         def compare(waves: Waves, step: Step) -> Result | None:
-            twin = copy.deepcopy(waves, {id(waves.surroundings): waves.surroundings})
+            twin = copy.deepcopy(waves, {id(waves.environment): waves.environment})
             altered_step(waves.lanes)(twin)
             result = step(waves)
             both = [

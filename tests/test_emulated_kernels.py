@@ -15,6 +15,7 @@ from iq import kernels
 from iq.bundle import Bundle
 from iq.compile.build import bundle
 from iq.formats import FORMATS
+from iq.inspect.waits import check_bundle
 from iq.targets import TARGETS
 from iq.verify.devices import open_emulated
 from iq.verify.run import verify_bundle
@@ -33,6 +34,7 @@ targets = pytest.mark.parametrize("target", EMULATED)
 def test_kernels(environment, tmp_path, target, fmt):
     """As `iq verify --emulate` runs them: bit-exact dequantize and get_rows, products to the tolerances that hold on the CPU."""
     [path] = bundle(target, fmt, out=tmp_path, jobs=1)
+    assert check_bundle(Bundle.open(path)) == []
     report = verify_bundle(Bundle.open(path), open_emulated)
     assert {k.key for k in report.kernels} == {k.key for k in kernels.select(fmt)}
     failed = {f"{k.key}: {c.name}": c.failure or c.checks for k in report.kernels for c in k.cases if not c.passed}

@@ -263,7 +263,7 @@ def test_barrier(processor: str, seed: int) -> None:
 def test_missing_barrier_shows(processor: str) -> None:
     kernel = Kernel(REVERSED.replace("{barrier}", ""), processor, workgroup=256, lds=1024)
     expected = 5 * np.arange(255, -1, -1)
-    # In one workgroup, all waves may happen to be in the crew of those that they depend on.
+    # In one workgroup, all waves may happen to be in the wave group of those that they depend on.
     assert any(not np.array_equal(kernel(NOTHING, 256, seed=seed), expected) for seed in range(8))
     assert all(not np.array_equal(kernel(NOTHING, 2048, groups=8, seed=seed), np.tile(expected, 8)) for seed in range(8))
 

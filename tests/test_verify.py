@@ -20,6 +20,7 @@ from iq.cli.commands import main
 from iq.compile.build import bundle
 from iq.errors import DeviceError, TargetError
 from iq.formats import FORMATS
+from iq.inspect import Objdump
 from iq.kernels import KernelSpec
 from iq.kernels.ops import SCALE_ROWS
 from iq.targets import TARGETS
@@ -213,6 +214,25 @@ def test_report_of_a_failure(cpu_bundle, cpu):
 
 
 # ---- The command
+
+
+def test_waits_are_checked_where_there_is_a_disassembler(artifacts, monkeypatch):
+    def waits() -> dict[str, str]:
+        return {row["target"]: row["waits"] for row in json.loads(invoke(artifacts, "--json", status=0).stdout)}
+
+    assert waits() == {"gfx1100": "ok", "gfx90a": "ok", CPU_TARGETS[0].id: ""}
+    monkeypatch.setenv("IQ_LLVM_OBJDUMP", "/no/such/objdump")
+    assert waits() == {"gfx1100": "not checked", "gfx90a": "not checked", CPU_TARGETS[0].id: ""}
+    assert "gfx1100: waits are not checked: it needs llvm-objdump" in invoke(artifacts, status=0).stderr
+
+
+def test_a_missing_wait_is_a_failure(artifacts, monkeypatch):
+    listing = Objdump.listing
+    without = re.compile(r"s_waitcnt (vm|lgkm)cnt.*?(?=\s*//)")
+    monkeypatch.setattr(Objdump, "listing", lambda *arguments: without.sub("s_nop 0", listing(*arguments)))
+    rows = json.loads(invoke(artifacts, "--json", status=1).stdout)
+    assert {row["target"]: row["verdict"] for row in rows} == {"gfx1100": "MissingWait", "gfx90a": "MissingWait", CPU_TARGETS[0].id: "ok"}
+    assert re.search(r"quantize_q8_1\w* at 0x[0-9a-f]+: .* may still be under way", rows[0]["reason"])
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,8 @@ def ls_command(path: Path | None, kernels: bool, as_json: bool) -> None:
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a report of the run as HTML.")
 @_json
 def verify_command(path: Path, run: bool, emulate: bool, targets: str | None, report: Path | None, as_json: bool) -> None:
-    """Check the bundles at PATH: manifest, digests, bytecode, and the target of the code inside.
+    """Check the bundles at PATH: manifest, digests, bytecode, the target of the code inside; and of AMD GPUs' machine code, where this
+    machine has a disassembler for it, that what is loaded is waited for before it is used.
 
     With --run the kernels run as well, on this CPU or this machine's GPU. With --emulate they do under ISA emulation, which is not
     validation on hardware.
@@ -125,11 +126,13 @@ def verify_command(path: Path, run: bool, emulate: bool, targets: str | None, re
         raise click.UsageError("--target and --report go with --run or --emulate")
     rows = []
     for found in find(path):
-        row = {"bundle": str(found), "target": "", "kernels": 0, "verdict": "ok", "reason": ""}
+        row = {"bundle": str(found), "target": "", "kernels": 0, "verdict": "ok", "waits": "", "reason": ""}
         try:
             bundle = Bundle.open(found)
             row |= {"target": bundle.manifest.target, "kernels": len(bundle.manifest.kernels)}
             bundle.verify()
+            if bundle.target.family == "rocm":
+                row |= _check_waits(bundle)
         except BundleError as error:
             row |= {"verdict": type(error).__name__, "reason": str(error)}
         rows.append(row)
@@ -138,6 +141,20 @@ def verify_command(path: Path, run: bool, emulate: bool, targets: str | None, re
         _print_table(rows, as_json)
     if not sound or ((run or emulate) and not _run_kernels(path, emulate, targets, report, as_json)):
         sys.exit(1)
+
+
+def _check_waits(bundle: Bundle) -> dict[str, str]:
+    """What a row of `iq verify` says of the waits in a ROCm bundle's machine code."""
+    from iq.inspect.waits import check_bundle
+
+    findings = check_bundle(bundle)
+    if isinstance(findings, str):
+        click.echo(f"{bundle.path}: waits are not checked: {findings}", err=True)
+        return {"waits": "not checked"}
+    if not findings:
+        return {"waits": "ok"}
+    more = f"; and {len(findings) - 1} more" if findings[1:] else ""
+    return {"verdict": "MissingWait", "waits": f"{len(findings)} missing", "reason": f"{findings[0]}{more}"}
 
 
 def _run_kernels(path: Path, emulate: bool, targets: str | None, report: Path | None, as_json: bool) -> bool:

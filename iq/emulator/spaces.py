@@ -150,7 +150,7 @@ class GlobalSpace:
         return address - _FIRST_ADDRESS
 
 
-class PartedSpace:
+class PartitionedSpace:
     """An array with a part for each owner: a workgroup's LDS, or a lane's private memory. What nobody wrote is poison."""
 
     def __init__(self, owners: int, size: int, fault: type[EmulationError], name: str) -> None:
@@ -160,11 +160,11 @@ class PartedSpace:
         self.views = Views.of(octets)
 
     @classmethod
-    def lds(cls, workgroups: int, size: int) -> PartedSpace:
-        return cls(workgroups, size, LdsFault, "workgroup memory")
+    def lds(cls, workgroups: int, size: int) -> PartitionedSpace:
+        return cls(workgroups, size, LdsFault, "LDS")
 
     @classmethod
-    def scratch(cls, lanes: int, size: int) -> PartedSpace:
+    def scratch(cls, lanes: int, size: int) -> PartitionedSpace:
         return cls(lanes, size, ScratchFault, "private memory")
 
     def positions(self, address: Addresses, size: int, what: str, owner: Indices, writes: bool) -> Addresses:
@@ -175,4 +175,4 @@ class PartedSpace:
         return address + owner * self._stride
 
 
-Space = GlobalSpace | PartedSpace
+Space = GlobalSpace | PartitionedSpace

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from iq.formats.base import Format
-from iq.formats.packing import LOW, Bytes, Floats, columns, f16_bytes, f16_values, pack_nibbles, unpack_nibbles
+from iq.formats.packing import FOUR, LOW, Bytes, Floats, columns, f16_bytes, f16_values, pack_nibbles, unpack_nibbles
 from iq.formats.scale_search import GROUP_MAX_EPS, make_qkx2_quants, make_qp_quants, make_qx_quants, nearest_int, sum_in_order
 
 # Where in a byte of q6_K the high bits of the four quarters of 128 weights lie.
@@ -114,6 +114,29 @@ class Q4_K(SixBitScales):
     @classmethod
     def unpack_quants(cls, packed: Bytes) -> Bytes:
         return unpack_nibbles(packed, 32)
+
+
+class Q5_K(SixBitScales):
+    """The scales, 32 bytes of fifth bits (weight i of sub-block j: bit j of byte i), then 128 bytes of four bits as in q4_K."""
+
+    name, type = "q5_k", 13
+    type_size = 176
+    top, search = 31, (-0.5, 0.1, 15)
+
+    @classmethod
+    def pack_scales(cls, scales: Bytes, mins: Bytes) -> Bytes:
+        """Those that make_qp_quants wrapped are limited, which quantize_row_q4_K_impl leaves out."""
+        return super().pack_scales(np.minimum(scales, 63), np.minimum(mins, 63))
+
+    @classmethod
+    def pack_quants(cls, quants: Bytes) -> Bytes:
+        fifth = np.packbits((quants >> 4).reshape(-1, 8, 32), axis=1, bitorder="little")
+        return np.hstack([fifth.reshape(-1, 32), pack_nibbles(quants & LOW, 32)])
+
+    @classmethod
+    def unpack_quants(cls, packed: Bytes) -> Bytes:
+        fifth = np.unpackbits(packed[:, None, :32], axis=1, bitorder="little")
+        return unpack_nibbles(packed[:, 32:], 32) | fifth.reshape(-1, 256) << FOUR
 
 
 class Q6_K(Format):

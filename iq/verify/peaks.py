@@ -19,7 +19,7 @@ class Gpu:
     compute_units; clock: Hz, the highest. bandwidth: bytes of memory a second.
     Operations a compute unit does in a clock, a multiply-add counting as two: vector (f32), matrix (f16 in, f32 out, on matrix units or,
     where it has none, by dot2), dot (int8, by v_dot4).
-    lanes: of vector instructions that a compute unit issues in a clock. lds: bytes that its workgroup memory moves in a clock.
+    lanes: of vector instructions that a compute unit issues in a clock. lds: bytes that its LDS moves in a clock.
     """
 
     name: str

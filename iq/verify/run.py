@@ -34,7 +34,7 @@ _GUARD = 256
 # Classes of instructions (iq.inspect.classes) that a SIMD spends its issue slots on; matrix instructions have a rate of their own.
 _VECTOR_CLASSES = ("valu", "dot")
 
-# Is told of each step: kernels done, kernels in all, the names of those being run.
+# Progress callback: (kernels done, kernels in all, names of those being run).
 Progress = Callable[[int, int, Sequence[str]], None]
 
 
