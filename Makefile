@@ -13,8 +13,8 @@ export IQ_TEST_CACHE_DIR ?= $(CURDIR)/.test-cache
 DISASSEMBLER := $(BIN)/python -c 'import sys; from iq.inspect import Objdump; found = Objdump.find(); sys.exit(found if isinstance(found, str) else 0)'
 
 # One format, on the CPU and on one emulated GPU.
-QUICK ?= -k 'not (gfx90a or gfx942 or gfx1030 or gfx1201) and (q4_0 or rooms or packaging)' \
-    $(addprefix tests/test_,emulated_kernels.py formats.py format_bytes.py kernels.py packaging.py rooms.py)
+QUICK ?= -k 'not (gfx90a or gfx942 or gfx1030 or gfx1201) and (q4_0 or imports or packaging)' \
+    $(addprefix tests/test_,emulated_kernels.py formats.py format_bytes.py kernels.py packaging.py imports.py)
 
 # What runs on a deployment host, without any extra.
 DEPLOY_TESTS := $(addprefix tests/test_,atomic.py buffer.py candle.py kernels.py packaging.py qtensor.py)
