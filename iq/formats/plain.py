@@ -12,7 +12,6 @@ class F32(Format):
     name, type = "f32", 0
     block_size, type_size = 1, 4
     kind = "plain"
-    group = 8
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
@@ -27,7 +26,6 @@ class F16(Format):
     name, type = "f16", 1
     block_size, type_size = 1, 2
     kind = "plain"
-    group = 8
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
@@ -44,7 +42,6 @@ class BF16(Format):
     name, type = "bf16", 30
     block_size, type_size = 1, 2
     kind = "plain"
-    group = 8
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
