@@ -15,11 +15,14 @@ DISASSEMBLER := $(BIN)/python -c 'import sys; from iq.inspect import Objdump; fo
 # One format on one GPU, and what takes no kernels.
 QUICK ?= -k "not emulated" tests/test_packaging.py tests/test_atomic.py
 
+# More for tools/kernels_diff.py: DIFF='--target gfx942 --format q4_k'.
+DIFF ?=
+
 # What runs on a deployment host, without any extra.
 DEPLOY_TESTS := $(addprefix tests/test_,atomic.py buffer.py candle.py kernels.py packaging.py qtensor.py)
 
 .NOTPARALLEL:
-.PHONY: help demo test quick lint fix test-deploy emulate-all mutate bench tools clean
+.PHONY: help demo test quick lint fix test-deploy emulate-all mutate golden kernels-diff bench tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -54,6 +57,13 @@ emulate-all: tools ## every kernel of every ROCm target under ISA emulation, wit
 
 mutate: tools ## change instructions of kernels one at a time, and say how many changes emulated runs notice (slow)
 	$(BIN)/python tests/mutate.py
+
+golden: $(VENV)/ready ## render again what tests/golden keeps to be read, and review the diff
+	$(BIN)/python tools/golden_renders.py
+
+kernels-diff: tools ## what the working tree's templates and schedules make of the kernels at a revision: make kernels-diff BASE=main
+	@test -n "$(BASE)" || { echo "name a revision: make kernels-diff BASE=main"; exit 2; }
+	$(BIN)/python tools/kernels_diff.py $(BASE) $(DIFF)
 
 bench: $(VENV)/ready ## time matrix products on the CPU
 	$(BIN)/python benchmarks/matmul.py

@@ -199,7 +199,7 @@ def test_verify_looks_inside(bundle: Path) -> None:
     with pytest.raises(BytecodeError, match=r"holds code for gfx1100, manifest.json says gfx942"):
         Bundle.open(bundle).verify()
     edit(bundle, target="x86-64-v3", executable_format="embedded-elf-x86_64")
-    with pytest.raises(BytecodeError, match="holds kernels_rocm_hsaco_fb"):
+    with pytest.raises(BytecodeError, match=r"holds .*_rocm_hsaco_fb"):
         Bundle.open(bundle).verify()
     edit(bundle, target="gfx1100", executable_format="rocm-hsaco-fb", kernels=[{"key": "a.q8_1.c", "entry": "a.q8_1.c", "file": FILE}])
     with pytest.raises(NoKernelError, match=r"no function a\.q8_1\.c"):

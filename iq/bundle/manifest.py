@@ -107,7 +107,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for kernel in self.kernels:
             if kernel.file not in names:
                 yield f"has {kernel.key} in {kernel.file!r}, a file it does not list"
-            if kernel.key.count(".") != 2:
+            if kernel.key.count(".") not in (2, 3):  # OP.FORMAT.VARIANT, and a schedule that is not the default
                 yield f"lists {kernel.key!r}, which is no kernel key"
 
 

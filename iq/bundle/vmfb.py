@@ -13,6 +13,10 @@ from iq.errors import BytecodeError
 _MODULE_EXPORTS = 7
 _MODULE_BYTECODE_VERSION = 13
 _EXPORT_NAME = 0
+# Of cuda_executable_def.fbs.
+_CUDA_EXPORTS = 0
+_CUDA_KERNEL_NAME = 1
+_CUDA_SHARED_MEMORY = 3
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,22 @@ class Vmfb:
             raise BytecodeError(f"not a vmfb: {error}") from error
         # IREE exports its initializer and its deinitializer beside the public functions.
         return cls(BytecodeVersion(version >> 16, version & 0xFFFF), tuple(f for f in functions if not f.startswith("__")), members)
+
+
+def shared_memory(executable: bytes) -> dict[str, int]:
+    """Bytes of shared memory that each kernel of a CUDA executable is launched with, by its name. Raises BytecodeError.
+
+    IREE 3.13 puts a header of 64 bytes before the FlatBuffer (runtime/src/iree/schemas/cuda_executable_def.fbs).
+    """
+    if executable[:4] != b"CDA1":
+        raise BytecodeError("not a CUDA executable of IREE")
+    try:
+        (size,) = struct.unpack_from("<Q", executable, 8)
+        data = executable[64 : 64 + size]
+        exports = _Table(data, struct.unpack_from("<I", data)[0]).tables(_CUDA_EXPORTS)
+        return {export.text(_CUDA_KERNEL_NAME): export.integer(_CUDA_SHARED_MEMORY) for export in exports}
+    except (ValueError, struct.error) as error:
+        raise BytecodeError(f"not a CUDA executable of IREE: {error}") from error
 
 
 @dataclass(frozen=True)

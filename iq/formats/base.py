@@ -37,7 +37,6 @@ class Format:
     interleave: length of the aligned runs of weights whose lowest bits lie in the same bytes. In q4_0, byte i holds weights i and i + 16
         of a block, so its 16 bytes belong to all 32.
     f16_fields: byte offsets of the float16 scales (and mins) in a block.
-    group: GGML blocks that kernels take together. A plain element is a block of its own to GGML; kernels take 8 of them, one load of f16.
     """
 
     name: ClassVar[str]
@@ -51,7 +50,6 @@ class Format:
     sub_block: ClassVar[int] = 0
     interleave: ClassVar[int] = 1
     f16_fields: ClassVar[tuple[int, ...]] = ()
-    group: ClassVar[int] = 1
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls):
@@ -59,13 +57,13 @@ class Format:
 
     @classmethod
     def kernel_block_weights(cls) -> int:
-        """Weights in what a kernel takes as a block."""
-        return cls.block_size * cls.group
+        """Weights that kernels take as a block: GGML's, but 8 plain elements, each of which is a block of its own to GGML."""
+        return max(cls.block_size, 8)
 
     @classmethod
     def kernel_block_bytes(cls) -> int:
-        """Bytes of what a kernel takes as a block."""
-        return cls.type_size * cls.group
+        """Bytes of as many weights."""
+        return cls.row_bytes(cls.kernel_block_weights())
 
     @classmethod
     def row_bytes(cls, k: int) -> int:

@@ -1,6 +1,6 @@
 """What the compiler made of the kernels: registers, memory and instructions of every dispatch in a vmfb.
 
-The public functions of a module share its dispatches (`mul_mat_vec.q4_0.3` calls `quantize_q8_1_soa` and `mul_mat_vec_3`).
+The public functions of a module share its dispatches (`mul_mat_vec.q4_0.1` and `.2` both call `quantize_q8_1_soa_...`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from iq.bundle import Bundle, Vmfb, codeobject, find
+from iq.bundle.vmfb import shared_memory
 from iq.errors import BytecodeError
 from iq.inspect.classes import Mix, ptx_mixes
 from iq.inspect.disassembly import Objdump
@@ -77,12 +78,14 @@ class _Reader:
         workgroups = {
             name: tuple(map(int, sizes.split(","))) for name, sizes in re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid ([\d, ]+)", ptx)
         }
+        shared = shared_memory(executable)
         for name, mix in ptx_mixes(ptx).items():
-            self.dispatches.append(Dispatch(name, {"workgroup": workgroups[name]} if name in workgroups else {}, mix))
+            facts: dict[str, int | tuple[int, ...]] = {"lds": shared[name]}
+            self.dispatches.append(Dispatch(name, {"workgroup": workgroups[name], **facts} if name in workgroups else facts, mix))
         self.notes["PTX: the driver chooses registers and instructions when it loads it"] = None
 
     def _cpu(self, elf: bytes) -> None:
-        functions = _functions(elf)
+        functions = functions_of(elf)
         if not functions:
             self.notes["no debug information: the code cannot be told apart by dispatch"] = None
         self.processors.append("x86-64")
@@ -103,7 +106,7 @@ class _Reader:
             return {}
 
 
-def _functions(elf: bytes) -> dict[str, tuple[int, int]]:
+def functions_of(elf: bytes) -> dict[str, tuple[int, int]]:
     """Address and bytes of each function in an ELF's debug information (its symbols are stripped)."""
     from elftools.elf.elffile import ELFFile
 

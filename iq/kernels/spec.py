@@ -51,10 +51,10 @@ class KernelSpec:
     @classmethod
     def read(cls, key: str) -> KernelSpec:
         """The kernel that a key names, whether or not this version of iq has it. Raises KernelKeyError for text that is no key."""
-        op, format, variant, schedule, *more = [*key.split("."), "", "", ""] if key.count(".") in (2, 3) else ["", "", "", "", key]
-        if op not in OPS or any(more) or not (format and variant):
+        parts = key.split(".")
+        if len(parts) not in (3, 4) or not all(parts) or parts[0] not in OPS:
             raise KernelKeyError(f"{key!r} names no kernel; a key is OP.FORMAT.VARIANT[.SCHEDULE], as in mul_mat_vec.q4_k.1")
-        return cls.of(op, format, variant, schedule)
+        return cls.of(*parts)
 
     @classmethod
     def of(cls, op: str, format: str, variant: str, schedule: str = "") -> KernelSpec:
@@ -73,7 +73,7 @@ class KernelSpec:
     def parse(cls, key: str) -> KernelSpec:
         """The kernel of a key. Raises KernelKeyError for a key that names no kernel of any target."""
         spec = cls.read(key)
-        if spec not in _all():
+        if spec not in _all() or spec.key != key:
             raise KernelKeyError(f"{key!r} names no kernel; `iq ls --kernels` lists all")
         return spec
 
