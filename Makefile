@@ -12,8 +12,9 @@ export IQ_TEST_CACHE_DIR ?= $(CURDIR)/.test-cache
 # Says which disassembler will be used, or why none will do.
 DISASSEMBLER := $(BIN)/python -c 'import sys; from iq.inspect import Objdump; found = Objdump.find(); sys.exit(found if isinstance(found, str) else 0)'
 
-# One format on one GPU, and what takes no kernels.
-QUICK ?= -k "not emulated" tests/test_packaging.py tests/test_atomic.py
+# One format, on the CPU and on one emulated GPU.
+QUICK ?= -k 'not (gfx90a or gfx942 or gfx1030 or gfx1201) and (q4_0 or imports or packaging)' \
+    $(addprefix tests/test_,emulated_kernels.py formats.py format_bytes.py kernels.py packaging.py imports.py)
 
 # More for tools/kernels_diff.py: DIFF='--target gfx942 --format q4_k'.
 DIFF ?=
@@ -33,8 +34,8 @@ demo: $(VENV)/ready ## write a GGUF file, compile bundles, run and check every o
 test: tools lint ## formatting, lint, types, and the tests: what CI runs
 	$(BIN)/pytest -n auto --dist loadgroup
 
-quick: lint ## under a minute: lint, and the tests of one format on one GPU
-	$(BIN)/pytest -q $(QUICK)
+quick: tools lint ## under a minute: lint, and the tests of one format on one GPU
+	$(BIN)/pytest -q -n auto $(QUICK)
 
 lint: $(VENV)/ready ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -1,14 +1,13 @@
-"""Every kernel of the bundles for the GPUs we ship, through IREE's own hip driver on the emulated GPU, and candle's tests on each.
+"""Every kernel for one processor of each generation, through IREE's own hip driver on the emulated GPU, and candle's tests on each.
 
-IQ_EMULATED_TARGETS names others ("all": every ROCm target that iq compiles for).
+tests/tiers.py says which those are.
 """
-
-import os
 
 import pytest
 
 # The very same tests, with this module's device.
 from test_candle import test_rocm_mm_q8_1, test_rocm_mm_q8_1_pad, test_rocm_mmv_q8_1, test_rocm_quantize_q8_1
+from tiers import EMULATED
 
 import iq
 from iq import kernels
@@ -22,10 +21,6 @@ from iq.verify.run import verify_bundle
 
 __all__ = ["test_rocm_mm_q8_1", "test_rocm_mm_q8_1_pad", "test_rocm_mmv_q8_1", "test_rocm_quantize_q8_1"]
 
-SHIPPED = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201")
-NAMED = os.environ.get("IQ_EMULATED_TARGETS", ",".join(SHIPPED))
-EMULATED = [t.id for t in TARGETS.values() if t.family == "rocm"] if NAMED == "all" else NAMED.split(",")
-
 targets = pytest.mark.parametrize("target", EMULATED)
 
 
@@ -36,7 +31,7 @@ def test_kernels(environment, tmp_path, target, fmt):
     [path] = bundle(target, fmt, out=tmp_path, jobs=1)
     assert check_bundle(Bundle.open(path)) == []
     report = verify_bundle(Bundle.open(path), open_emulated)
-    assert {k.key for k in report.kernels} == {k.key for k in kernels.select(fmt)}
+    assert {k.key for k in report.kernels} == {k.key for k in kernels.select(fmt, target=TARGETS[target])}
     failed = {f"{k.key}: {c.name}": c.failure or c.checks for k in report.kernels for c in k.cases if not c.passed}
     assert not failed
     assert report.how == "Executed under ISA emulation, not validated on hardware."

@@ -1,8 +1,9 @@
-"""What the compiler makes of the ROCm kernels, held for every target and format: nothing spills, and the instructions are those meant."""
+"""What the compiler makes of ROCm kernels, of those that tests/tiers.py lists: nothing spills, and the instructions are those meant."""
 
 from collections.abc import Mapping
 
 import pytest
+from tiers import MODULES
 
 from iq.compile.ondemand import CompileOnDemand
 from iq.formats import FORMATS
@@ -10,10 +11,8 @@ from iq.inspect import Dispatch, inspect
 from iq.inspect.disassembly import Objdump
 from iq.targets import TARGETS
 
-ROCM = [t for t in TARGETS.values() if t.family == "rocm"]
 
-
-@pytest.fixture(scope="module", params=[(t, f) for t in ROCM for f in FORMATS.values()], ids=lambda p: f"{p[0].id}-{p[1].name}")
+@pytest.fixture(scope="module", params=MODULES, ids=lambda p: f"{p[0].id}-{p[1].name}")
 def module(environment, request):
     """A target, a format and the dispatches of its module."""
     target, fmt = request.param

@@ -312,16 +312,20 @@ def check(code: CodeObject, listing: str) -> list[Finding]:
     return findings
 
 
-def check_bundle(bundle: Bundle) -> list[Finding] | str:
-    """The findings of all kernels of a ROCm bundle; or a sentence that says what this machine lacks to check them.
+def check_vmfb(data: bytes | memoryview, objdump: Objdump) -> list[Finding]:
+    """The findings of all kernels in a ROCm vmfb.
 
     Raises BytecodeError for a malformed code object, RuntimeError when the disassembler fails.
     """
+    elves = [elf for executable in Vmfb.parse(data).executables.values() for elf in codeobject.find(executable)]
+    return [finding for elf in elves for finding in check(CodeObject.parse(elf), objdump.listing(elf, "rocm"))]
+
+
+def check_bundle(bundle: Bundle) -> list[Finding] | str:
+    """The findings of all kernels of a ROCm bundle; or a sentence that says what this machine lacks to check them. Raises as check_vmfb."""
     if lacking := missing("emulate"):
         return lacking
     objdump = Objdump.find()
     if isinstance(objdump, str):
         return objdump
-    modules = (Vmfb.parse(bundle.data(file.name)) for file in bundle.manifest.files)
-    elves = [elf for module in modules for executable in module.executables.values() for elf in codeobject.find(executable)]
-    return [finding for elf in elves for finding in check(CodeObject.parse(elf), objdump.listing(elf, "rocm"))]
+    return [finding for file in bundle.manifest.files for finding in check_vmfb(bundle.data(file.name), objdump)]

@@ -26,9 +26,6 @@ F32_NMSE = 1e-10
 # one large and many small products may do ten times worse.
 F16_NMSE = 1e-6
 
-# Where the f16 fields of a block lie, so that random bytes can be given sane scales.
-SCALES = {"q4_0": (0,), "q8_0": (0,), "q4_k": (0, 2), "q6_k": (208,)}
-
 
 def random_bytes(fmt: type[Format], rows: int, k: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Any bytes at all, infinities and NaNs among the scales: uint8 [rows, row_bytes]."""
@@ -40,7 +37,7 @@ def random_weights(fmt: type[Format], rows: int, k: int, rng: np.random.Generato
     if fmt.kind != "weights":
         return quantize(rng.standard_normal((rows, k), dtype=np.float32), fmt.name)
     blocks = rng.integers(0, 256, (rows, k // fmt.block_size, fmt.type_size), dtype=np.uint8)
-    for at in SCALES[fmt.name]:
+    for at in fmt.f16_fields:
         scale = (rng.standard_normal(blocks.shape[:2]) * 0.01).astype(np.float16)
         blocks[..., at : at + 2] = scale[..., None].view(np.uint8)
     return blocks.reshape(rows, -1)
