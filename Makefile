@@ -1,42 +1,85 @@
-# make demo    sets everything up (a virtual environment in .venv) and runs the main job
-# make test    formatting, lint, types, and the tests
-# make emulate-all   every kernel of every ROCm target under ISA emulation, with a report: emulation.html (slow)
-# make mutate  changes instructions of kernels one at a time, and says how many changes are noticed under emulation (slow)
-# make test-deploy   the tests of what a deployment host does, in an environment without the compiler
+# iq's tasks. `make help` lists them. Everything is set up by the first that needs it, in .venv; on Debian, missing system packages are
+# installed where that may be done without asking (tools/system-packages), else named.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEPLOY := .venv-deploy
 
-.PHONY: demo test lint test-deploy emulate-all mutate bench clean
+# Kernels that tests compile are kept from one run to the next: what is unchanged is not compiled again.
+export IQ_TEST_CACHE_DIR ?= $(CURDIR)/.test-cache
 
-demo: $(VENV)/ready
+# Says which disassembler will be used, or why none will do.
+DISASSEMBLER := $(BIN)/python -c 'import sys; from iq.inspect import Objdump; found = Objdump.find(); sys.exit(found if isinstance(found, str) else 0)'
+
+# One format, on the CPU and on one emulated GPU.
+QUICK ?= -k 'not (gfx90a or gfx942 or gfx1030 or gfx1201) and (q4_0 or imports or packaging)' \
+    $(addprefix tests/test_,emulated_kernels.py formats.py format_bytes.py kernels.py packaging.py imports.py)
+
+# More for tools/kernels_diff.py: DIFF='--target gfx942 --format q4_k'.
+DIFF ?=
+
+# What runs on a deployment host, without any extra.
+DEPLOY_TESTS := $(addprefix tests/test_,atomic.py buffer.py candle.py kernels.py packaging.py qtensor.py)
+
+.NOTPARALLEL:
+.PHONY: help demo test quick lint fix test-deploy emulate-all mutate golden kernels-diff bench tools clean
+
+help: ## this list
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
+
+demo: $(VENV)/ready ## write a GGUF file, compile bundles, run and check every op on the CPU
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/ready lint
+test: tools lint ## formatting, lint, types, and the tests: what CI runs
 	$(BIN)/pytest -n auto --dist loadgroup
 
-lint: $(VENV)/ready
+quick: tools lint ## under a minute: lint, and the tests of one format on one GPU
+	$(BIN)/pytest -q -n auto $(QUICK)
+
+lint: $(VENV)/ready ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-emulate-all: $(VENV)/ready
+fix: $(VENV)/ready ## format, and mend what lint can mend by itself
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-deploy: $(VENV)/ready ## the tests that a deployment host can run, where iq is installed without extras
+	$(BIN)/iq compile --target cpu --out $(DEPLOY)/artifacts
+	$(PYTHON) -m venv --clear $(DEPLOY)/venv
+	$(DEPLOY)/venv/bin/pip install --quiet --disable-pip-version-check . pytest hypothesis
+	IQ_BUNDLE_PATH=$(DEPLOY)/artifacts $(DEPLOY)/venv/bin/pytest -m 'not needs_extras' $(DEPLOY_TESTS)
+
+emulate-all: tools ## every kernel of every ROCm target under ISA emulation, with a report: emulation.html (slow)
 	$(BIN)/iq compile --target rocm --out artifacts
 	$(BIN)/iq verify artifacts --emulate --target rocm --report emulation.html
 
-mutate: $(VENV)/ready
+mutate: tools ## change instructions of kernels one at a time, and say how many changes emulated runs notice (slow)
 	$(BIN)/python tests/mutate.py
 
-bench: $(VENV)/ready
+golden: $(VENV)/ready ## render again what tests/golden keeps to be read, and review the diff
+	$(BIN)/python tools/golden_renders.py
+
+kernels-diff: tools ## what the working tree's templates and schedules make of the kernels at a revision: make kernels-diff BASE=main
+	@test -n "$(BASE)" || { echo "name a revision: make kernels-diff BASE=main"; exit 2; }
+	$(BIN)/python tools/kernels_diff.py $(BASE) $(DIFF)
+
+bench: $(VENV)/ready ## time matrix products on the CPU
 	$(BIN)/python benchmarks/matmul.py
 
-# Debian's python3 comes without venv; install it where we may.
+# What the emulator and most tests need beside Python: a C compiler, and a disassembler that decodes the kernels.
+tools:
+	@tools/system-packages python cc objdump
+	@$(MAKE) --no-print-directory $(VENV)/ready
+	@$(DISASSEMBLER) 2>/dev/null || { tools/system-packages llvm-22 && $(DISASSEMBLER); }
+
 $(VENV)/ready: pyproject.toml
-	@$(PYTHON) -m venv $(VENV) || { echo "installing python3-venv"; \
-	    apt-get update -qq && apt-get install -y -qq python3-venv && rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
+	@tools/system-packages python
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
-clean:
-	rm -rf $(VENV) artifacts demo emulation.html
+clean: ## remove everything that was set up or made
+	rm -rf $(VENV) $(DEPLOY) .test-cache artifacts demo emulation.html

@@ -19,7 +19,7 @@ from iq.formats import FORMATS
 
 SHAPES = [(4096, 4096), (14336, 4096), (4096, 14336), (32768, 8192)]
 COLUMNS = [1, 2, 4, 8, 32, 512]
-FORMATS_TIMED = [f for f in FORMATS.values() if f.quantized]
+FORMATS_TIMED = [f for f in FORMATS.values() if f.kind == "weights"]
 ROTATE_BYTES = 512 << 20
 
 

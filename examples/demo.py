@@ -24,7 +24,7 @@ from iq.formats import FORMATS
 FOLDER = Path("demo")
 SHAPES = [(4096, 4096), (14336, 4096)]
 GPUS = ["gfx942", "gfx1100"]
-FORMATS_SHOWN = [f.name for f in FORMATS.values() if f.quantized]
+FORMATS_SHOWN = [f.name for f in FORMATS.values() if f.kind == "weights"]
 MUL_MAT_NMSE = 5e-4  # llama.cpp's bound for mul_mat against float64
 REPEAT = 3
 

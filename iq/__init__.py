@@ -13,6 +13,8 @@ from iq.formats import dequantize, quantize
 from iq.qtensor import QTensor, quantize_q8_1
 from iq.runtime.buffer import Buffer
 
+__version__ = "0.1.0"
+
 __all__ = ["Buffer", "Device", "QTensor", "compile", "dequantize", "gguf", "quantize", "quantize_q8_1"]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iq import runtime
 from iq.bundle import Bundles
 from iq.errors import DeviceError, NoCompilerError
+from iq.extras import missing
 from iq.runtime.library import ModuleSource, Provider
 from iq.targets import DeviceId, Target
 
@@ -71,13 +71,13 @@ def _default_name() -> str:
 
 
 def _emulated(spec: str, threads: int | None) -> EmulatedGpu | None:
-    """The GPU of an emulated device; None for other devices. Only it imports iq.emulator, which needs iq[compile] installed."""
+    """The GPU of an emulated device; None for other devices. Only it imports iq.emulator, which needs the extra `emulate`."""
     if spec.partition(":")[0] != "emulated":
         return None
     if threads is not None:
         raise DeviceError(f"threads={threads} is for the device cpu, not for {spec}")
-    if missing := [name for name in ("elftools", "jinja2", "platformdirs") if not find_spec(name)]:
-        raise DeviceError(f"{spec} needs {' and '.join(missing)}, which cannot be imported (pip install 'iq[compile]')")
+    if lacking := missing("emulate"):
+        raise DeviceError(f"{spec} cannot be emulated: {lacking}")
     from iq.emulator.device import EmulatedGpu
 
     return EmulatedGpu(spec)
@@ -88,10 +88,8 @@ class _OnDemand:
 
     @cached_property
     def _compiler(self) -> Provider:
-        disabled = bool(os.environ.get("IQ_DISABLE_COMPILE"))
-        missing = [name for name in ("iree.compiler", "jinja2") if not find_spec(name)]
-        if disabled or missing:
-            why = "IQ_DISABLE_COMPILE is set" if disabled else f"{' and '.join(missing)} cannot be imported (pip install 'iq[compile]')"
+        why = "IQ_DISABLE_COMPILE is set" if os.environ.get("IQ_DISABLE_COMPILE") else missing("compile")
+        if why:
             raise NoCompilerError(
                 f"a kernel is needed, no bundle is named, and compiling is not possible: {why}. "
                 "Name a bundle with IQ_BUNDLE_PATH or Device(bundle=...); `iq compile` makes one on a machine with the compiler"

@@ -41,7 +41,7 @@ class KernelKeyError(IqError, ValueError):
 
 
 class GGUFError(IqError, ValueError):
-    """A GGUF file that is truncated, malformed, or lacks the tensor asked for."""
+    """A GGUF file that is truncated, malformed, or lacks the tensor asked for; or one that cannot be written."""
 
 
 class BundleError(IqError, RuntimeError):

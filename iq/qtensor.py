@@ -13,7 +13,7 @@ from iq import formats
 from iq.device import default_device, device_named
 from iq.errors import DeviceError, DtypeError, FormatError, LayoutError, RowIndexError, ShapeError
 from iq.formats import Format, format_of
-from iq.ops import DTYPES, KernelSpec, choose_mul_mat
+from iq.kernels import DTYPES, KernelSpec, Problem, choose
 from iq.runtime.arrays import Array, Bytes, check_array, check_shape, check_sizes
 from iq.runtime.buffer import Buffer
 from iq.runtime.device import Device
@@ -103,7 +103,7 @@ class QTensor:
         """x [..., K] times the transpose of this [N, K]: f32 [..., N] on the device.
 
         x: f32 or f16, an array or a buffer. via: "q8_1" quantizes x to 8 bits, "float" does not; None takes the default of format, target
-        and shape (see `iq.ops.choose_mul_mat`). out: an f32 buffer of the result's shape to write into, and to return.
+        and shape (see `iq.kernels.choose`). out: an f32 buffer of the result's shape to write into, and to return.
         Raises ShapeError, DtypeError, LayoutError, FormatError (a `via` that the format does not have), DeviceError, or for want of a
         kernel BundleError or CompileError.
         """
@@ -113,13 +113,13 @@ class QTensor:
             raise DtypeError(f"matmul: x holds {x.element}, it takes f32 or f16")
         if x.ndim < 1 or x.shape[-1] != k:
             raise ShapeError(f"matmul: x has shape {x.shape}, the weight {self.shape}; the last axis of x must be {k}")
-        columns, shape = math.prod(x.shape[:-1]), (*x.shape[:-1], n)
+        m, shape = math.prod(x.shape[:-1]), (*x.shape[:-1], n)
         out = self.device.alloc(shape, "f32") if out is None else self._check_out(out, shape, x)
-        if columns * n == 0 or k == 0:
+        if m * n == 0 or k == 0:
             out.fill_zero()
             return out
-        spec = choose_mul_mat(self._format, self.device.target, columns, via)
-        sizes = {"columns": columns, "rows": n, "blocks": k // self._format.weights()}
+        spec = choose("mul_mat", self._format, self.device.target, Problem(m, n, k), via).spec
+        sizes = {"m": m, "n": n, "blocks": k // self._format.kernel_block_weights()}
         self.device.library.kernel(spec)((self._packed, _widen(x)), sizes, (out,))
         return out
 
@@ -128,7 +128,7 @@ class QTensor:
         n, k = self._matrix("dequantize")
         element = _output_dtype(dtype, "dequantize")
         out = self.device.alloc(self.shape, element)
-        if blocks := n * k // self._format.weights():
+        if blocks := n * k // self._format.kernel_block_weights():
             self._kernel("dequantize", element)((self._packed,), {"blocks": blocks}, (out,))
         return out
 
@@ -145,23 +145,24 @@ class QTensor:
         out = self.device.alloc((*rows.shape, k), element)
         if out.size:
             on_device = self.device.put(np.ascontiguousarray(rows, dtype=np.int32), copy=None)
-            sizes = {"rows": rows.size, "blocks": k // self._format.weights()}
+            sizes = {"rows": rows.size, "blocks": k // self._format.kernel_block_weights()}
             self._kernel("get_rows", element)((self._packed, on_device), sizes, (out,))
         return out
 
     def _kernel(self, op: str, variant: str) -> Kernel:
-        return self.device.library.kernel(KernelSpec(op, self.format, variant))
+        return self.device.library.kernel(KernelSpec.of(op, self.format, variant))
 
     def _matrix(self, op: str) -> tuple[int, int]:
-        """Rows and columns. Raises ShapeError for a tensor of more axes, or one too large for kernels."""
+        """N and K. Raises ShapeError for a tensor of more axes, or one too large for kernels."""
         if len(self.shape) > 2:
             raise ShapeError(f"{op}: takes a weight of shape (N, K) or (K,), this one has {self.shape}")
         n, k = (1, *self.shape)[-2:]
-        if k % self._format.weights():
+        if k % self._format.kernel_block_weights():
             raise ShapeError(
-                f"{op}: kernels take {self.format} rows in multiples of {self._format.weights()} weights, this one has {self.shape}"
+                f"{op}: kernels take {self.format} rows in multiples of {self._format.kernel_block_weights()} weights, "
+                f"this one has {self.shape}"
             )
-        check_sizes(op, columns=k)
+        check_sizes(op, K=k)
         return n, k
 
     def _check_out(self, out: Buffer, shape: tuple[int, ...], x: Buffer) -> Buffer:
@@ -191,12 +192,12 @@ def quantize_q8_1(x: Array | Buffer, device: Device | str | None = None, padding
         raise DtypeError(f"quantize_q8_1: x holds {buffer.element}, it takes f32")
     if buffer.ndim != 2:
         raise ShapeError(f"quantize_q8_1: takes x of shape (M, K), got {buffer.shape}")
-    columns, k = buffer.shape
-    spans = -(-k // padding) * padding // fmt.block_size
-    out = on.alloc((columns, spans * fmt.type_size), "u8")
+    m, k = buffer.shape
+    q8_blocks = -(-k // padding) * padding // fmt.block_size
+    out = on.alloc((m, q8_blocks * fmt.type_size), "u8")
     if out.size:
-        kernel = on.library.kernel(KernelSpec("quantize_q8_1", "q8_1", "f32"))
-        kernel((buffer,), {"columns": columns, "k": k, "spans": spans}, (out,))
+        kernel = on.library.kernel(KernelSpec("quantize_q8_1", "q8_1", dtype="f32"))
+        kernel((buffer,), {"m": m, "k": k, "q8_blocks": q8_blocks}, (out,))
     return out
 
 
@@ -206,8 +207,8 @@ def _widen(x: Buffer) -> Buffer:
         return x
     wide = x.device.alloc(x.shape, "f32")
     # Rows are whole blocks of weights, so the elements are a multiple of the 8 that the kernel takes together.
-    blocks = x.size // format_of("f16").weights()
-    x.device.library.kernel(KernelSpec("dequantize", "f16", "f32"))((x.view("u8"),), {"blocks": blocks}, (wide,))
+    blocks = x.size // format_of("f16").kernel_block_weights()
+    x.device.library.kernel(KernelSpec("dequantize", "f16", dtype="f32"))((x.view("u8"),), {"blocks": blocks}, (wide,))
     return wide
 
 
@@ -222,7 +223,7 @@ def _put(x: Array | Buffer, device: Device, op: str) -> Buffer:
 
 def _weights_format(name: str) -> type[Format]:
     fmt = format_of(name)
-    if fmt.activations:
+    if fmt.kind == "activations":
         raise FormatError(f"{fmt.name} is for activations, not for weights; see iq.quantize_q8_1")
     return fmt
 

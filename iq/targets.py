@@ -13,30 +13,68 @@ from iq.errors import TargetError
 
 
 @dataclass(frozen=True)
+class MatrixUnit:
+    """How tiles of 16x16 f16 results with f32 sums are multiplied.
+
+    name: of its template (templates/targets/matrix). cores: whether it is a unit of its own, so that float mul_mat is the default; else
+    vector instructions do the work. A fragment is 16 rows or columns by fragment_k: a lane holds fragment_w and fragment_x f16 of it, and
+    `results` f32 of 16x16 results. instructions: their class in iq.inspect.
+    """
+
+    name: str
+    cores: bool
+    fragment_k: int
+    fragment_w: int
+    fragment_x: int
+    results: int
+    instructions: str
+
+
+MFMA = MatrixUnit("mfma", True, fragment_k=32, fragment_w=8, fragment_x=8, results=4, instructions="mfma")
+WMMA_GFX11 = MatrixUnit("wmma_gfx11", True, fragment_k=32, fragment_w=32, fragment_x=32, results=8, instructions="wmma")
+WMMA_GFX12 = MatrixUnit("wmma_gfx12", True, fragment_k=32, fragment_w=16, fragment_x=16, results=8, instructions="wmma")
+MMA_SYNC = MatrixUnit("mma_sync", True, fragment_k=32, fragment_w=16, fragment_x=16, results=8, instructions="mma")
+DOT2 = MatrixUnit("dot2", False, fragment_k=8, fragment_w=16, fragment_x=32, results=8, instructions="dot")
+
+
+@dataclass(frozen=True)
 class Target:
     """One processor.
 
     id: as the device and the bundle spell it ("gfx942", "x86-64-v3", "sm_90").
     family: "rocm", "cuda" or "cpu": the template of target functions.
-    wave: lanes that run in lockstep (1 on a CPU).
-    dot: the instruction that multiplies four int8 pairs and adds them up.
-    matrix: how the float mul_mat multiplies: the template of matrix functions; None where it has no tile kernel (CPU).
-    matrix_cores: whether `matrix` names real matrix units, so that float mul_mat is the default.
-    lds: bytes of workgroup memory.
-    cpu, cpu_features: what LLVM calls a CPU target.
-    cpu_requires: flags of /proc/cpuinfo that a host must show.
+    wave: lanes of a wave (1 on a CPU).
+    dot: the instruction that multiplies four int8 pairs and adds them up; "none" on GPUs that have none.
+    like: the target whose schedules it shares, where it has none of its own.
+    matrix: what float mul_mat multiplies tiles with; None where it has no tile kernel.
+    lds: bytes of LDS that a workgroup may have. simds: of what runs a workgroup.
+    cpu, cpu_features: what LLVM calls a CPU target. cpu_requires: flags of /proc/cpuinfo that a host must show.
     """
 
     id: str
     family: str
     wave: int
     dot: str
-    matrix: str | None = None
-    matrix_cores: bool = False
+    like: str = ""
+    matrix: MatrixUnit | None = None
     lds: int = 65536
+    simds: int = 4
     cpu: str = ""
     cpu_features: str = ""
     cpu_requires: frozenset[str] = frozenset()
+
+    @property
+    def matrix_cores(self) -> bool:
+        """Whether it has matrix units, so that float mul_mat is the default for many rows of activations."""
+        return self.matrix is not None and self.matrix.cores
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The names that tables of schedules know it by, the most particular first: its processor, what that is like, its family."""
+        names = [self.id.partition(":")[0]]
+        if self.like:
+            names += TARGETS[self.like].lineage if self.like in TARGETS else (self.like,)
+        return tuple(dict.fromkeys((*names, self.family)))
 
     @property
     def executable_format(self) -> str:
@@ -62,7 +100,12 @@ class Target:
         ]
 
     def _rocm_fields(self) -> list[str]:
-        more = ["max_load_instruction_bits = 128", "simds_per_wgp = 4", "vgpr_space_bits = 8192", "workgroup_memory_bank_count = 32"]
+        more = [
+            "max_load_instruction_bits = 128",
+            f"simds_per_wgp = {self.simds}",
+            "vgpr_space_bits = 8192",
+            "workgroup_memory_bank_count = 32",
+        ]
         return ['abi = "hip"', self._gpu_field("32, 64" if self.wave == 32 else "64", "", more)]
 
     def _cuda_fields(self) -> list[str]:
@@ -92,13 +135,13 @@ _AVX512_VNNI = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl
 TARGETS: dict[str, Target] = {
     t.id: t
     for t in (
-        Target("gfx90a", "rocm", 64, "sdot4", matrix="mfma", matrix_cores=True),
-        Target("gfx942", "rocm", 64, "sdot4", matrix="mfma", matrix_cores=True),
-        Target("gfx1030", "rocm", 32, "sdot4", matrix="dot2"),
-        Target("gfx1100", "rocm", 32, "sdot4", matrix="wmma_gfx11", matrix_cores=True),
-        Target("gfx1201", "rocm", 32, "sdot4", matrix="wmma_gfx12", matrix_cores=True),
-        Target("sm_80", "cuda", 32, "dp4a", matrix="mma_sync", matrix_cores=True, lds=166912),
-        Target("sm_90", "cuda", 32, "dp4a", matrix="mma_sync", matrix_cores=True, lds=232448),
+        Target("gfx90a", "rocm", 64, "sdot4", matrix=MFMA),
+        Target("gfx942", "rocm", 64, "sdot4", like="gfx90a", matrix=MFMA),
+        Target("gfx1030", "rocm", 32, "sdot4", matrix=DOT2),
+        Target("gfx1100", "rocm", 32, "sdot4", matrix=WMMA_GFX11),
+        Target("gfx1201", "rocm", 32, "sdot4", like="gfx1100", matrix=WMMA_GFX12),
+        Target("sm_80", "cuda", 32, "dp4a", matrix=MMA_SYNC, lds=166912),
+        Target("sm_90", "cuda", 32, "dp4a", like="sm_80", matrix=MMA_SYNC, lds=232448),
         Target("x86-64-v3", "cpu", 1, "pmaddubsw", cpu="x86-64-v3", cpu_features="", cpu_requires=_AVX2),
         Target("x86-64-v4-vnni", "cpu", 1, "vpdpbusd", cpu="x86-64-v4", cpu_features="+avx512vnni", cpu_requires=_AVX512_VNNI),
     )

@@ -2,7 +2,6 @@
 
 import ctypes
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from iq.compile.disassembly import NEWEST_LLVM, OLDEST_LLVM
 from iq.emulator.machine import Options, Statistics, launch
 from iq.emulator.memory import Memory
 from iq.emulator.program import LoadedCode
+from iq.inspect.disassembly import Objdump
 
 PROCESSORS = ("gfx906", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201")
 EVERYWHERE = pytest.mark.parametrize("processor", PROCESSORS)
@@ -27,22 +26,17 @@ def lanes(processor: str) -> int:
     return 64 if processor in WAVE64 else 32
 
 
-def llvm_tool(name: str) -> str | None:
-    """The newest of a tool of LLVM on PATH that the project can use; None where there is none."""
-    versions = (f"{name}-{n}" for n in range(NEWEST_LLVM, OLDEST_LLVM - 1, -1))
-    return next((found for spelling in (*versions, name) if (found := shutil.which(spelling))), None)
-
-
 def llvm_mc() -> str:
-    """The assembler; a test without one is skipped."""
-    found = llvm_tool("llvm-mc")
-    if found is None:
-        pytest.skip(f"needs llvm-mc of LLVM {OLDEST_LLVM} or later (package llvm-22) to assemble kernels")
-    return found
+    """The assembler of the LLVM whose disassembler is used (both in the same package); conftest.py checks that it is there."""
+    objdump = Objdump.find()
+    assert isinstance(objdump, Objdump), objdump
+    path = Path(objdump.executable)
+    return str(path.with_name(path.name.replace("llvm-objdump", "llvm-mc")))
 
 
 def _lld() -> str:
-    compiler = pytest.importorskip("iree.compiler")
+    import iree.compiler as compiler
+
     return str(Path(compiler.__path__[0]) / "_mlir_libs" / "iree-lld")
 
 

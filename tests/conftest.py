@@ -5,6 +5,7 @@ IQ_TEST_CACHE_DIR keeps compiled kernels from one run to the next.
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 import iq
 from iq import runtime
+from iq.extras import missing
 from iq.runtime.drivers import cpu_flags
 from iq.runtime.library import ModuleSource
 from iq.targets import TARGETS, Accepted, DeviceId, Target, match
@@ -39,6 +41,22 @@ class OnDemandFor:
 
     def module(self, target: Target, format: str) -> ModuleSource:
         return self._compiler.module(target, format)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Refuse to start without what the emulator takes, rather than let hundreds of tests fail one by one.
+
+    Where the extra `emulate` is not installed, or on a GPU, its tests are not meant to run.
+    """
+    if hasattr(session.config, "workerinput") or missing("emulate") or SPEC != "cpu":
+        return
+    from iq.inspect import Objdump
+
+    lacking = [found] if isinstance(found := Objdump.find(), str) else []
+    if not shutil.which(os.environ.get("CC", "cc")):
+        lacking.append("no C compiler: apt-get install gcc libc6-dev")
+    if lacking:
+        raise pytest.UsageError(f"the tests cannot start, there is {'; and '.join(lacking)} (`make test` installs it where it may)")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -28,15 +28,15 @@ from typing import Any
 
 import click
 import numpy as np
-from assembly import llvm_tool
+from assembly import llvm_mc
 from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
 
-from iq import codeobject, runtime
+from iq import runtime
+from iq.bundle import codeobject
+from iq.cache import Cache
 from iq.compile.build import Module, compile_module
-from iq.compile.cache import Cache
 from iq.compile.compiler import Compilations, Compiler
-from iq.compile.disassembly import Objdump
 from iq.emulator import machine
 from iq.emulator.compiler import compile_step
 from iq.emulator.decoder import SCALAR_REGISTERS, VECTOR_REGISTERS
@@ -48,9 +48,11 @@ from iq.emulator.program import LoadedCode
 from iq.emulator.registers import Waves
 from iq.emulator.steps import Result, Step
 from iq.emulator.steps import Target as StepTarget
-from iq.emulator.verify import Runner
-from iq.ops import KernelSpec
+from iq.inspect.disassembly import Objdump
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId, Target
+from iq.verify.devices import APPROXIMATIONS, EMULATED, Opened
+from iq.verify.run import Runner
 
 # One of each kind: cross-lane sums, dot4 tiles through LDS, matrix units, bytes in and floats out.
 KERNELS = (
@@ -147,12 +149,9 @@ def candidates(instruction: Instruction) -> Iterator[tuple[str, str]]:
 
 def assemble(texts: list[str], processor: str) -> list[bytes | None]:
     """The code of each text; None for what is no instruction of the processor."""
-    tool = llvm_tool("llvm-mc")
-    if tool is None:
-        raise click.ClickException("this needs llvm-mc: install the package llvm-22")
     source = "".join(f"m{i}:\n{text}\n" for i, text in enumerate(texts))
     wave = ["--mattr=+wavefrontsize64"] if processor.startswith("gfx9") else []
-    command = [tool, "--triple=amdgcn-amd-amdhsa", f"--mcpu={processor}", "--mattr=+real-true16", *wave, "--show-encoding"]
+    command = [llvm_mc(), "--triple=amdgcn-amd-amdhsa", f"--mcpu={processor}", "--mattr=+real-true16", *wave, "--show-encoding"]
     said = subprocess.run(command, input=source, capture_output=True, text=True, check=False).stdout
     code: list[bytes | None] = [None] * len(texts)
     for label, body in re.findall(r"^m(\d+):\n(.*?)(?=^m\d+:|\Z)", said, re.MULTILINE | re.DOTALL):
@@ -201,7 +200,7 @@ class Laboratory:
 
     def _open(self, target: Target, bundle: Path) -> tuple[runtime.Device, list[Launch]]:
         self._gpu = EmulatedGpu(f"emulated:{target.id}", self._options, self._launch)
-        return runtime.Device(self._gpu.runtime, provider=self), self._gpu.launches
+        return Opened(runtime.Device(self._gpu.runtime, provider=self), EMULATED, APPROXIMATIONS, self._gpu.launches)
 
     def check(self) -> None:
         """Run the kernel as it is, which must pass; limit altered ones to a few times its instructions, as a loop may become endless."""
@@ -230,7 +229,7 @@ class Laboratory:
         found: list[Registers] = []
 
         def compare(waves: Waves, step: Step) -> Result | None:
-            twin = copy.deepcopy(waves, {id(waves.surroundings): waves.surroundings})
+            twin = copy.deepcopy(waves, {id(waves.environment): waves.environment})
             altered_step(waves.lanes)(twin)
             result = step(waves)
             both = [

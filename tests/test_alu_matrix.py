@@ -60,6 +60,11 @@ def get(registers: Words, lane: int, element: int, size: int) -> int:
 # Where the manuals say that a lane's element lies: A's (block, row, k), which for B is (block, column, k), and D's (block, row, column).
 
 
+# k of a lane's eight 16-bit elements on gfx12, in the lanes 0 to 15 and 16 to 31. As AMD's matrix instruction calculator prints it:
+# matrix_calculator.py -a rdna4 -i v_wmma_f32_16x16x16_f16 -w 32 -A -R
+GFX12_K = ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))
+
+
 def mfma_source(side: int, k: int, blocks: int, lane: int, element: int) -> tuple[int, int, int]:
     per_lane = side * k * blocks // 64
     return lane // side % blocks, lane % side, lane // (side * blocks) * per_lane + element
@@ -73,7 +78,9 @@ def mfma_result(side: int, double: bool, lane: int, element: int) -> tuple[int, 
     return element // 16, 8 * (element % 16 // 4) + 4 * (lane // 32) + element % 4, lane % 32
 
 
-def wmma_source(gfx12: bool, k: int, lane: int, element: int) -> tuple[int, int, int]:
+def wmma_source(gfx12: bool, k: int, bits: int, lane: int, element: int) -> tuple[int, int, int]:
+    if gfx12 and bits == 16:
+        return 0, lane % 16, GFX12_K[lane // 16][element]
     return 0, lane % 16, (lane // 16 * (k // 2) + element) if gfx12 else element
 
 
@@ -114,7 +121,7 @@ def test_products(table: str, name: str) -> None:
     for values, raw, code in ((a, raw_a, op.a), (b, raw_b, op.b)):
         for lane in range(wave):
             for element in range(raw.shape[1] * 32 // BITS[code]):
-                where = mfma_source(side, k, blocks, lane, element) if mfma else wmma_source(gfx12, k, lane, element)
+                where = mfma_source(side, k, blocks, lane, element) if mfma else wmma_source(gfx12, k, BITS[code], lane, element)
                 put(raw, lane, element, encode(values[where], code, processor), BITS[code])
     size = 32 if op.spread_d else BITS[op.d]
 
@@ -214,7 +221,7 @@ def test_a_sum_is_rounded_once() -> None:
         x, y = ((rng.random((16, 16)) * 8).astype(np.float16) for _ in "ab")
         per_lane = 256 // wave
         for lane in range(wave):
-            k = slice(lane // 16 * per_lane, lane // 16 * per_lane + per_lane)
+            k = GFX12_K[lane // 16] if processor == "gfx1201" else slice(lane // 16 * per_lane, lane // 16 * per_lane + per_lane)
             a[0, :, lane], b[0, :, lane] = (m[lane % 16, k].copy().view(np.uint32) for m in (x, y))
         c.view(np.float32)[:] = 2.0**12 + 2.0**-11
         d = op(a, b, c).view(np.float32)

@@ -18,6 +18,8 @@ from iree.runtime import VmInstance, VmModule
 
 from iq import bundle as bundles
 from iq.bundle import ALIGNMENT, BYTECODE, Bundle, Bundles, Module, pack, write
+from iq.bundle.manifest import MANIFEST, Compiler, Manifest
+from iq.bundle.vmfb import BytecodeVersion, Vmfb
 from iq.compile import bundle as compile_bundle
 from iq.errors import (
     AlteredFileError,
@@ -29,9 +31,7 @@ from iq.errors import (
     NoKernelError,
     UnknownFileError,
 )
-from iq.manifest import MANIFEST, Compiler, Manifest
 from iq.targets import TARGETS, DeviceId
-from iq.vmfb import BytecodeVersion, Vmfb
 
 FILE = "q8_1.vmfb"
 KEYS = {"quantize_q8_1.q8_1.f32", "quantize_q8_1_soa.q8_1.f32"}
@@ -157,7 +157,7 @@ def test_file_names_that_are_no_plain_names(bundle: Path, name: str) -> None:
         ({"files": [{"name": "a.vmfb", "size": 1, "sha256": "zz"}], "kernels": []}, "malformed size or sha256 of a.vmfb"),
         ({"files": [{"name": "a.vmfb", "size": 1, "sha256": "0" * 64}] * 2, "kernels": []}, "lists a.vmfb 2 times"),
         ({"kernels": [{"key": "a.b.c", "entry": "a.b.c", "file": "q4_0.vmfb"}]}, "a file it does not list"),
-        ({"kernels": [{"key": "a", "entry": "a", "file": FILE}]}, "'a', which is no kernel key"),
+        ({"kernels": [{"key": "a", "entry": "a", "file": FILE}]}, "lists a kernel that cannot be: 'a' names no kernel"),
     ],
 )
 def test_malformed_manifest(bundle: Path, changes: dict[str, Any], message: str) -> None:
@@ -199,10 +199,11 @@ def test_verify_looks_inside(bundle: Path) -> None:
     with pytest.raises(BytecodeError, match=r"holds code for gfx1100, manifest.json says gfx942"):
         Bundle.open(bundle).verify()
     edit(bundle, target="x86-64-v3", executable_format="embedded-elf-x86_64")
-    with pytest.raises(BytecodeError, match="holds kernels_rocm_hsaco_fb"):
+    with pytest.raises(BytecodeError, match=r"holds .*_rocm_hsaco_fb"):
         Bundle.open(bundle).verify()
-    edit(bundle, target="gfx1100", executable_format="rocm-hsaco-fb", kernels=[{"key": "a.q8_1.c", "entry": "a.q8_1.c", "file": FILE}])
-    with pytest.raises(NoKernelError, match=r"no function a\.q8_1\.c"):
+    absent = {"key": "quantize_q8_1.q8_1.f64", "entry": "quantize_q8_1.q8_1.f64", "file": FILE}
+    edit(bundle, target="gfx1100", executable_format="rocm-hsaco-fb", kernels=[absent])
+    with pytest.raises(NoKernelError, match=r"no function quantize_q8_1\.q8_1\.f64"):
         Bundle.open(bundle).verify()
 
 
@@ -373,7 +374,7 @@ def test_no_artifact_says_what_there_is_and_why_not(artifacts: Path) -> None:
     with pytest.raises(NoArtifactError) as refusal:
         Bundles(artifacts).target(DeviceId.parse("gfx1101"), AVX2)
     message = str(refusal.value)
-    assert f"no artifact of {artifacts} runs on gfx1101" in message
+    assert f"none of the artifacts in {artifacts} runs on gfx1101" in message
     assert "gfx1100: gfx1100 is for another processor than gfx1101" in message
     assert "x86-64-v3: x86-64-v3 is for CPUs" in message
     with pytest.raises(NoArtifactError, match=r"avx2, .*which this CPU lacks"):
@@ -450,8 +451,8 @@ def snapshot(directory: Path) -> dict[str, bytes]:
 
 def test_write_that_fails_leaves_the_old_bundle(bundle: Path, artifacts: Path) -> None:
     before = snapshot(artifacts)
-    with pytest.raises(BundleError, match=r"no function a\.q8_1\.c"):
-        rewrite(bundle, bundle, keys={"a.q8_1.c"})
+    with pytest.raises(BundleError, match=r"no function quantize_q8_1\.q8_1\.f64"):
+        rewrite(bundle, bundle, keys={"quantize_q8_1.q8_1.f64"})
     with pytest.raises(BundleError, match="one version of bytecode"):
         write(bundle, DeviceId("gfx1100"), [], COMPILER, "f" * 64)
     assert snapshot(artifacts) == before

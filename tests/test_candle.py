@@ -5,11 +5,12 @@ Constants are candle's; its own tables differ by up to 1e-3 between devices, so 
 
 import numpy as np
 import pytest
-from tolerances import CANDLE_RELATIVE
 
 import iq
 
 MATRIX_ROW_PADDING = 512
+# candle's own constants differ by this much between its devices (CPU: q8_K or f32 paths; CUDA: q8_1).
+CANDLE_RELATIVE = 1e-3
 
 
 def test_rocm_quantize_q8_1(device):

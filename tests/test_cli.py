@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import iq
-from iq import ops
+from iq import kernels
 from iq.bundle import Bundle
-from iq.cli import main
+from iq.cli.commands import main
 from iq.formats import FORMATS
 from iq.targets import TARGETS
 
@@ -82,7 +82,10 @@ def test_without_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [n for n in sys.modules if n.startswith("iq.compile")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    assert "this command needs jinja2: pip install 'iq[compile]'" in run("compile", "--target", "cpu", status=1).stderr
+    assert (
+        "this command needs jinja2, which is not installed: pip install 'iq-kernels[compile]'"
+        in run("compile", "--target", "cpu", status=1).stderr
+    )
 
 
 def test_ls_of_bundles(artifacts: Path) -> None:
@@ -95,9 +98,9 @@ def test_ls_of_bundles(artifacts: Path) -> None:
 
 
 def test_ls_of_all_kernels() -> None:
-    assert run("ls", "--kernels").stdout.splitlines() == [k.key for k in ops.kernels()]
+    assert run("ls", "--kernels").stdout.splitlines() == [k.key for k in kernels.kernels()]
     keys = [f"{row['op']}.{row['format']}.{variant}" for row in facts("ls") for variant in row["variants"]]
-    assert keys == [k.key for k in ops.kernels()]
+    assert keys == [k.key for k in kernels.kernels() if not k.schedule]
 
 
 def test_verify(artifacts: Path) -> None:
@@ -115,7 +118,7 @@ def test_verify(artifacts: Path) -> None:
 def test_inspect(artifacts: Path) -> None:
     [report] = facts("inspect", artifacts / "gfx1100")
     assert (report["processor"], report["functions"]) == ("gfx1100", ["quantize_q8_1.q8_1.f32"])
-    assert report["dispatches"][0]["name"] == "quantize_q8_1"
+    assert report["dispatches"][0]["name"] == "quantize_q8_1_b32_l8"
     assert report["dispatches"][0]["facts"]["vgprs"] > 0
     shown = run("inspect", artifacts, "--kernel", "quantize*").stdout
     assert f"{artifacts}/gfx1100/q8_1.vmfb: gfx1100" in shown
@@ -136,41 +139,51 @@ def test_targets() -> None:
     assert [line.split()[0] for line in run("targets").stdout.splitlines()[1:]] == list(TARGETS)
 
 
-def explain(format: str, target: str, rows: int, k: int, columns: int, *more: str) -> list[str]:
-    sizes = ("--rows", str(rows), "--k", str(k), "--columns", str(columns))
+def explain(format: str, target: str, m: int, n: int, k: int, *more: str) -> list[str]:
+    sizes = ("--m", str(m), "--n", str(n), "--k", str(k))
     return ["explain", "--format", format, "--target", target, *sizes, *more]
 
 
 def test_explain() -> None:
-    shown = facts(*explain("q4_0", "gfx1100", 4096, 512, 3))
-    assert (shown["key"], shown["target"]) == ("mul_mat_vec.q4_0.3", "gfx1100")
+    shown = facts(*explain("q4_0", "gfx1030", 3, 4096, 512))
+    assert (shown["key"], shown["target"]) == ("mul_mat_vec.q4_0.4", "gfx1030")
+    assert "the next kernel is for 4" in shown["why"]
+    assert shown["others"] == ["dequantize_mul_mat_vec.q4_0.4"]
     quantize, multiply = shown["dispatches"]
-    assert (quantize["name"], quantize["sizes"]) == ("quantize_q8_1_soa", {"columns": 3, "k": 512, "spans": 16})
-    assert (multiply["name"], multiply["sizes"]) == ("mul_mat_vec_3", {"columns": 3, "rows": 4096, "blocks": 16})
-    assert multiply["workgroups"] == [-(-4096 // multiply["tiles"]["row_tile"]), 1]
-    assert facts(*explain("q4_0", "gfx1100", 4096, 512, 9))["key"] == "mul_mat.q4_0.float"
-    assert facts(*explain("q4_0", "gfx1030", 4096, 512, 9))["key"] == "mul_mat.q4_0.q8_1"
-    assert facts(*explain("q4_0", "gfx1100", 4096, 512, 1, "--via", "float"))["key"] == "dequantize_mul_mat_vec.q4_0.1"
-    assert run(*explain("q4_0", "gfx1100", 4096, 512, 3)).stdout.startswith("mul_mat_vec.q4_0.3 on gfx1100\n")
+    assert (quantize["name"], quantize["sizes"]) == ("quantize_q8_1_soa_b32_l8", {"m": 3, "k": 512, "q8_blocks": 16})
+    assert (multiply["name"], multiply["sizes"]) == ("mul_mat_vec_m4_n4_w4_t32", {"m": 3, "n": 4096, "blocks": 16})
+    assert multiply["workgroups"] == [-(-4096 // multiply["schedule"]["tile_n"]), 1]
+    assert facts(*explain("q4_0", "gfx1100", 9, 4096, 512))["key"] == "mul_mat.q4_0.float"
+    assert facts(*explain("q4_0", "gfx1030", 9, 4096, 512))["key"] == "mul_mat.q4_0.q8_1"
+    assert facts(*explain("q4_0", "gfx1100", 1, 4096, 512, "--via", "float"))["key"] == "dequantize_mul_mat_vec.q4_0.1"
+    assert run(*explain("q4_0", "gfx1030", 3, 4096, 512)).stdout.startswith("mul_mat_vec.q4_0.4 on gfx1030\nwhy: ")
+
+
+def test_explain_shows_when_split_k_is_taken() -> None:
+    small, large = (facts(*explain("q4_0", "gfx1100", 1, n, 4096)) for n in (1024, 200_000))
+    assert (small["key"], large["key"]) == ("mul_mat_vec.q4_0.1.split_k2", "mul_mat_vec.q4_0.1")
+    assert "split_k2: the weight has 2359296 bytes" in small["why"]
+    assert "mul_mat_vec.q4_0.1" in small["others"]
+    assert small["dispatches"][-1]["schedule"]["split_k"] == 2
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("format", [f.name for f in FORMATS.values() if not f.activations])
+@pytest.mark.parametrize("format", [f.name for f in FORMATS.values() if f.kind != "activations"])
 def test_everything_can_be_explained(target: str, format: str) -> None:
-    for columns in (1, 8, 9):
-        assert facts(*explain(format, target, 7, 512, columns))["dispatches"]
+    for m in (1, 8, 9):
+        assert facts(*explain(format, target, m, 7, 512))["dispatches"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (explain("q9_9", "gfx942", 1, 256, 1), "q9_9"),
-        (explain("q4_k", "gfx942", 1, 32, 1), "positive multiple of 256 for q4_k"),
-        (explain("q4_k", "gfx942", 0, 256, 1), "rows must be positive"),
-        (explain("q4_k", "gfx942", 1, 256, 0), "no kernel multiplies 0 columns"),
-        (explain("q4_k", "gfx942", 1, 256, 1, "--via", "magic"), "via='magic'"),
-        (explain("f16", "gfx942", 1, 256, 1, "--via", "q8_1"), "not quantized"),
-        (explain("q4_k", "gfx1", 1, 256, 1), "unknown target"),
+        (explain("q9_9", "gfx942", 1, 1, 256), "q9_9"),
+        (explain("q4_k", "gfx942", 1, 1, 32), "a multiple of 256 weights, not K = 32"),
+        (explain("q4_k", "gfx942", 1, 0, 256), "M = 1, N = 0, K = 256: all must be positive"),
+        (explain("q4_k", "gfx942", 0, 1, 256), "M = 0, N = 1, K = 256: all must be positive"),
+        (explain("q4_k", "gfx942", 1, 1, 256, "--via", "magic"), "via='magic'"),
+        (explain("f16", "gfx942", 1, 1, 256, "--via", "q8_1"), "not quantized"),
+        (explain("q4_k", "gfx1", 1, 1, 256), "unknown target"),
     ],
 )
 def test_misuse_of_explain(arguments: list[str], message: str) -> None:
@@ -225,7 +238,7 @@ def test_quantize_over_itself(model: Path) -> None:
         assert file.tensors["w"].format == "q8_0"
 
 
-@pytest.mark.parametrize("name", [f.name for f in FORMATS.values() if f.quantized and not f.activations])
+@pytest.mark.parametrize("name", [f.name for f in FORMATS.values() if f.kind == "weights"])
 def test_quantize_to_every_type(model: Path, tmp_path: Path, name: str) -> None:
     run("quantize", model, tmp_path / "out.gguf", "--type", name)
     with iq.gguf.open(tmp_path / "out.gguf") as file:

@@ -11,16 +11,17 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from iq import ops
+from iq import kernels
 from iq.bundle import Bundle
+from iq.bundle.vmfb import Vmfb
+from iq.cache import Cache
 from iq.compile import CompileOnDemand, build, bundle, compiler, diagnostics
 from iq.compile.build import Module, compile_module, compile_modules, mlir_of, modules_of, templates_digest
-from iq.compile.cache import Cache
 from iq.compile.compiler import FLAGS, Compilations, Compiler
 from iq.errors import CompileError, FormatError, IqError, KernelKeyError, NoArtifactError, NoCompilerError, TargetError
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
+from iq.kernels.ops import VEC_COLUMNS
 from iq.targets import TARGETS, DeviceId, Target
-from iq.vmfb import Vmfb
 
 CPU = TARGETS["x86-64-v3"]
 
@@ -137,7 +138,7 @@ def test_a_compiler_that_is_killed(tmp_path: Path) -> None:
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "iree.compiler.tools", None)
-    with pytest.raises(NoCompilerError, match=r"pip install 'iq\[compile\]'"):
+    with pytest.raises(NoCompilerError, match=r"pip install 'iq-kernels\[compile\]'"):
         Compiler.find()
 
 
@@ -202,7 +203,7 @@ def test_a_fault_in_a_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 # ---- Modules
 
 
-SPECS = tuple(KernelSpec("mul_mat_vec", "q4_0", str(n)) for n in range(1, 5))
+SPECS = tuple(KernelSpec("mul_mat_vec", "q4_0", columns=n) for n in VEC_COLUMNS)
 MODULE = Module(CPU, "q4_0", SPECS)
 
 
@@ -214,10 +215,10 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("rendered")
 def test_the_kernel_that_crashes_the_compiler_is_named(tmp_path: Path) -> None:
-    crashing = script(tmp_path, r"grep -q 'q4_0\.3' && kill -ABRT $$; echo fine")
+    crashing = script(tmp_path, r"grep -q 'q4_0\.4' && kill -ABRT $$; echo fine")
     with Compilations(crashing) as compilations, pytest.raises(CompileError) as error:
         compile_module(MODULE, compilations, Cache(tmp_path))
-    assert str(error.value).startswith("mul_mat_vec.q4_0.3 for x86-64-v3 does not compile (SIGABRT")
+    assert str(error.value).startswith("mul_mat_vec.q4_0.4 for x86-64-v3 does not compile (SIGABRT")
 
 
 @pytest.mark.usefixtures("rendered")
@@ -243,16 +244,15 @@ def test_what_is_in_the_cache_is_not_compiled_again(tmp_path: Path) -> None:
 
 def test_the_cache_keeps_apart_what_could_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made_by, cache = Compiler("", "3.13.0", "abc"), Cache(tmp_path)
-    paths = [
-        cache.path("text", made_by),
-        cache.path("text ", made_by),
-        cache.path("text", replace(made_by, version="3.13.1")),
-        cache.path("text", replace(made_by, revision="abd")),
-    ]
-    monkeypatch.setattr("iq.compile.cache.FLAGS", (*FLAGS, "--more"))
-    paths.append(cache.path("text", made_by))
+
+    def path(text: str, **changes: str) -> Path:
+        return cache.path(".vmfb", *replace(made_by, **changes).inputs(text))
+
+    paths = [path("text"), path("text "), path("text", version="3.13.1"), path("text", revision="abd")]
+    monkeypatch.setattr("iq.compile.compiler.FLAGS", (*FLAGS, "--more"))
+    paths.append(path("text"))
     assert len(set(paths)) == len(paths)
-    assert cache.path("text", replace(made_by, executable="elsewhere")) == paths[-1]
+    assert path("text", executable="elsewhere") == paths[-1]
 
 
 def test_the_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,9 +306,9 @@ def test_running_compilers_are_ended(tmp_path: Path, error: type[BaseException])
 
 
 def test_every_kernel_is_in_a_module() -> None:
-    modules = modules_of(CPU, ops.kernels())
-    assert [m.name for m in modules] == [f"x86-64-v3/{f}" for f in sorted({k.format for k in ops.kernels()})]
-    assert {s for m in modules for s in m.specs} == set(ops.kernels())
+    modules = modules_of(CPU, kernels.kernels())
+    assert [m.name for m in modules] == [f"x86-64-v3/{f}" for f in sorted({k.format for k in kernels.kernels()})]
+    assert {s for m in modules for s in m.specs} == set(kernels.kernels(CPU))
 
 
 # ---- Bundles
@@ -385,7 +385,7 @@ def test_templates_digest_follows_the_templates(tmp_path: Path, monkeypatch: pyt
     digests = [templates_digest()]
     (tmp_path / "templates" / "note.txt").write_text("no template")
     assert templates_digest() == digests[0]
-    template = next((tmp_path / "templates" / "ops").glob("*.j2"))
+    template = next((tmp_path / "templates" / "kernels").glob("*.j2"))
     template.write_text(template.read_text() + "\n")
     digests.append(templates_digest())
     template.rename(template.with_name("renamed.mlir.j2"))
@@ -401,7 +401,7 @@ def test_on_demand_compiles_all_kernels_of_a_format() -> None:
     target = provider.target(DeviceId("cpu"), CPU.cpu_requires)
     assert target is CPU
     vmfb = Vmfb.parse(provider.module(target, "q8_1").read_bytes())
-    assert set(vmfb.functions) == {s.key for s in ops.select("q8_1")}
+    assert set(vmfb.functions) == {s.key for s in kernels.select("q8_1")}
     with pytest.raises(FormatError):
         provider.module(target, "q9_9")
 
@@ -411,7 +411,7 @@ def test_on_demand_targets() -> None:
     assert provider.target(DeviceId.parse("gfx90a:sramecc+:xnack-")).id == "gfx90a"
     assert provider.target(DeviceId("sm_86")).id == "sm_80"
     assert provider.target(DeviceId("cpu"), TARGETS["x86-64-v4-vnni"].cpu_requires).id == "x86-64-v4-vnni"
-    with pytest.raises(NoArtifactError, match=r"no target that iq compiles for runs on gfx803:\n  gfx90a: "):
+    with pytest.raises(NoArtifactError, match=r"none of the targets that iq compiles for runs on gfx803:\n  gfx90a: "):
         provider.target(DeviceId("gfx803"))
 
 

@@ -34,6 +34,8 @@ def s(register: int, count: int = 1, **more: object) -> dict[str, object]:
     ("ttmp9", s(TTMP + 9)),
     ("off", {"kind": "off"}),
     ("0x3f800000", {"kind": "literal", "value": 0x3F800000}),
+    ("lit(0xffffffff)", {"kind": "literal", "value": 0xFFFFFFFF}),
+    ("lit(0x40)", {"kind": "literal", "value": 0x40}),
     ("-16", {"kind": "integer", "value": -16}),
     ("64", {"kind": "integer", "value": 64}),
     ("neg(0)", {"kind": "integer", "value": 0, "negate": True}),
@@ -75,6 +77,14 @@ def test_instructions(text: str, mnemonic: str, encoding: str, operands: int, mo
     assert (found.address, found.mnemonic, found.encoding, len(found.operands), dict(found.modifiers)) == (
         16, mnemonic, encoding, operands, modifiers
     )  # fmt: skip
+
+
+def test_a_literal_that_has_an_inline_encoding_too() -> None:
+    """As LLVM addresses a constant table, a codebook's: s_getpc_b64, then the table's distance, whose upper half is often -1."""
+    found = decode(0, "s_addc_u32 s1, s1, lit(0xffffffff)")
+    assert [o.kind for o in found.operands] == ["s", "s", "literal"]
+    assert found.operands[2].value == 0xFFFFFFFF
+    assert decode(0, "v_dual_fmaak_f32 v1, v2, v3, lit(0x0) :: v_dual_mov_b32 v4, v5").operands[3].kind == "literal"
 
 
 def test_dual_issue() -> None:

@@ -115,8 +115,8 @@ def test_settings_that_a_gpu_does_not_have(settings):
 
 
 def test_without_what_the_emulator_imports(monkeypatch):
-    monkeypatch.setattr("iq.device.find_spec", lambda name: None if name == "elftools" else object())
-    with pytest.raises(DeviceError, match=r"needs elftools, .*iq\[compile\]"):
+    monkeypatch.setattr("iq.extras.find_spec", lambda name: None if name == "elftools" else object())
+    with pytest.raises(DeviceError, match=r"elftools cannot be imported \(pip install 'iq-kernels\[emulate\]'\)"):
         iq.Device("emulated:gfx1100")
 
 

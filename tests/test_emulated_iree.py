@@ -12,17 +12,18 @@ from iree.compiler.tools import binaries
 
 import iq
 from iq import bundle as bundles
-from iq import manifest, runtime
+from iq import runtime
 from iq.bundle import Bundle
 from iq.compile.build import Module, mlir_of
 from iq.compile.compiler import FLAGS, Compilations, Compiler
-from iq.compile.inspect import inspect
 from iq.emulator.device import EmulatedGpu
-from iq.emulator.references import nmse
-from iq.emulator.verify import verify_bundle
 from iq.errors import IqError, NoArtifactError
-from iq.ops import KernelSpec
+from iq.inspect import inspect
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId
+from iq.verify.devices import open_emulated
+from iq.verify.references import nmse
+from iq.verify.run import verify_bundle
 
 MODULE = """
 func.func @softmax(%x: tensor<9x320xf32>) -> tensor<9x320xf32> {
@@ -117,14 +118,14 @@ def bundle_of(target: str, key: str, change, directory: Path) -> Bundle:
     vmfb = directory / "altered.vmfb"
     with Compilations(compiler) as compilations:
         vmfb.write_bytes(compilations.compile(change(mlir_of(Module(TARGETS[target], spec.format, (spec,)))), key))
-    made_by = manifest.Compiler(compiler.version, compiler.revision, FLAGS)
+    made_by = bundles.Compiler(compiler.version, compiler.revision, FLAGS)
     bundles.write(directory / target, DeviceId(target), [bundles.Module(spec.format, vmfb, (key,))], made_by, "")
     return Bundle.open(directory / target)
 
 
 def failures(bundle: Bundle) -> set[str]:
     """How the cases of the bundle's kernel failed: the names of errors, and what the checks that failed had measured."""
-    [kernel] = verify_bundle(bundle).kernels
+    [kernel] = verify_bundle(bundle, open_emulated).kernels
     measured = {check.measure for case in kernel.cases for check in case.checks if not check.passed}
     return measured | {case.failure.partition(":")[0] for case in kernel.cases if case.failure}
 
@@ -164,6 +165,30 @@ def test_a_missing_barrier_is_noticed(target, kernel, barrier, tmp_path):
 @pytest.mark.parametrize("target", ["gfx90a", "gfx1201"])
 def test_wrong_lanes_are_noticed(target, old, new, tmp_path):
     assert failures(bundle_of(target, "mul_mat_vec.q4_k.2", replaced(old, new), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [
+        ("mul_mat.q8_0.float", "gpu.subgroup_reduce maxnumf %x : (f32)", "gpu.subgroup_reduce maxnumf %x cluster(size = 16) : (f32)"),
+        ("mul_mat.q8_0.float", "%maxima[%wave]", "%maxima[%c0]"),
+        ("mul_mat.q8_0.float", "math.absf %values", "arith.negf %values"),
+        ("quantize_q8_1.q8_1.f32", "maxui %x cluster(size = 8)", "maxui %x cluster(size = 4)"),
+        ("quantize_q8_1.q8_1.f32", "add %x cluster(size = 8)", "add %x cluster(size = 4)"),
+        ("mul_mat_vec.q8_0.1", "maxui %x cluster(size = 8)", "maxui %x cluster(size = 4)"),
+    ],
+    ids=[
+        "a row's maximum in a wave",
+        "in a workgroup",
+        "of both signs",
+        "a block's maximum",
+        "a block's sum",
+        "a block's maximum, of a product",
+    ],
+)
+@pytest.mark.parametrize("target", ["gfx942", "gfx1100"])
+def test_a_maximum_over_too_few_lanes_is_noticed(target, key, old, new, tmp_path):
+    assert failures(bundle_of(target, key, replaced(old, new), tmp_path))
 
 
 @pytest.mark.parametrize("target", ["gfx90a", "gfx1201"])

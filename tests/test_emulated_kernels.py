@@ -1,28 +1,25 @@
-"""Every kernel of the bundles for the GPUs we ship, through IREE's own hip driver on the emulated GPU, and candle's tests on each.
+"""Every kernel for one processor of each generation, through IREE's own hip driver on the emulated GPU, and candle's tests on each.
 
-IQ_EMULATED_TARGETS names others ("all": every ROCm target that iq compiles for).
+tests/tiers.py says which those are.
 """
-
-import os
 
 import pytest
 
 # The very same tests, with this module's device.
 from test_candle import test_rocm_mm_q8_1, test_rocm_mm_q8_1_pad, test_rocm_mmv_q8_1, test_rocm_quantize_q8_1
+from tiers import EMULATED
 
 import iq
-from iq import ops
+from iq import kernels
 from iq.bundle import Bundle
 from iq.compile.build import bundle
-from iq.emulator.verify import HOW, verify_bundle
 from iq.formats import FORMATS
+from iq.inspect.waits import check_bundle
 from iq.targets import TARGETS
+from iq.verify.devices import open_emulated
+from iq.verify.run import verify_bundle
 
 __all__ = ["test_rocm_mm_q8_1", "test_rocm_mm_q8_1_pad", "test_rocm_mmv_q8_1", "test_rocm_quantize_q8_1"]
-
-SHIPPED = ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201")
-NAMED = os.environ.get("IQ_EMULATED_TARGETS", ",".join(SHIPPED))
-EMULATED = [t.id for t in TARGETS.values() if t.family == "rocm"] if NAMED == "all" else NAMED.split(",")
 
 targets = pytest.mark.parametrize("target", EMULATED)
 
@@ -32,11 +29,12 @@ targets = pytest.mark.parametrize("target", EMULATED)
 def test_kernels(environment, tmp_path, target, fmt):
     """As `iq verify --emulate` runs them: bit-exact dequantize and get_rows, products to the tolerances that hold on the CPU."""
     [path] = bundle(target, fmt, out=tmp_path, jobs=1)
-    report = verify_bundle(Bundle.open(path))
-    assert {k.key for k in report.kernels} == {k.key for k in ops.select(fmt)}
+    assert check_bundle(Bundle.open(path)) == []
+    report = verify_bundle(Bundle.open(path), open_emulated)
+    assert {k.key for k in report.kernels} == {k.key for k in kernels.select(fmt, target=TARGETS[target])}
     failed = {f"{k.key}: {c.name}": c.failure or c.checks for k in report.kernels for c in k.cases if not c.passed}
     assert not failed
-    assert report.how == HOW
+    assert report.how == "Executed under ISA emulation, not validated on hardware."
     for kernel in report.kernels:
         assert kernel.instructions > 0
         assert all(case.executed.waves > 0 for case in kernel.cases)

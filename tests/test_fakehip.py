@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from iree.runtime import _binding
 
-from iq.codeobject import Argument
-from iq.compile.cache import Cache
+from iq.bundle.codeobject import Argument
+from iq.cache import Cache
 from iq.emulator import hip, native
 from iq.emulator.faults import LaunchError
 from iq.emulator.kernargs import fill_hidden
@@ -437,7 +437,7 @@ def test_a_failed_launch_ends_the_device(api):
 def test_what_launches_do_not_have(api):
     kernel = api.kernel()
     pointers, _values = api.arguments(1, 2)
-    assert api.hipModuleLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 64, None, pointers, None) == NOT_SUPPORTED  # dynamic workgroup memory
+    assert api.hipModuleLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 64, None, pointers, None) == NOT_SUPPORTED  # dynamic LDS
     other = Api()
     stream = other.new("hipStreamCreateWithFlags", 1)
     assert api.hipModuleLaunchKernel(kernel, 1, 1, 1, 1, 1, 1, 0, p(stream), pointers, None) == INVALID_HANDLE  # of another device

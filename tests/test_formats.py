@@ -1,268 +1,92 @@
-"""The formats against ggml: its bytes, its floats, its sizes; and the refusals."""
+"""What formats declare, against the bytes and ggml's table; their names; and which arrays quantize and dequantize take."""
 
 from __future__ import annotations
 
-import hashlib
-import struct
-from collections.abc import Callable
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from format_samples import QUANTIZED, bits_of, block_of, extreme_imatrix, extremes, filled, ggml_type, normal, quant_bytes, reach
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from iq import formats
 from iq.errors import DtypeError, FormatError, ShapeError
 from iq.formats import FORMATS, Format, dequantize, format_of, quantize
-from iq.quant_search import make_qkx2_quants, make_qp_quants, nearest_int, sum_in_order
-
-# ggml's own results for a format: q = its bytes of w (made by its function `quantizer`), deq = its floats of q, and so on.
-Golden = Callable[[str], dict[str, NDArray[Any]]]
-
-QUANTIZED = [name for name, form in FORMATS.items() if form.block_size > 1]
-PLAIN = [name for name in FORMATS if name not in QUANTIZED]
-
-# sha256 of what ggml d99724f (gcc -O3, x86-64) makes of extremes(): without an imatrix, and with extreme_imatrix().
-EXTREMES = {
-    "q4_0": ("3fd686d9d44c5640", "35adbdc03339032b"),
-    "q8_0": ("fe4c00fe906747e7", "fe4c00fe906747e7"),
-    "q8_1": ("d72d068e6de20544", "d72d068e6de20544"),
-    "q4_k": ("491ca2a3a10bd138", "2f89f3398148033d"),
-    "q6_k": ("26518f0b461facc8", "190d0b340cd9e9c6"),
-}
-
-# The largest error of a weight over the largest weight of its block, for normal weights: half a step (q4_0: a step, at the end that its 8
-# cannot reach), the rounding of d to f16, and for the K-quants that of the scales to 6 or 8 bits.
-WORST_ERROR = {"q4_0": 0.1255, "q8_0": 0.0045, "q8_1": 0.0045, "q4_k": 0.09, "q6_k": 0.0165}
-
-
-def normal(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
-def assert_same_bits(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-    """Every float32 has the same bits; NaNs need only both be NaN."""
-    assert actual.dtype == expected.dtype == np.float32
-    assert actual.shape == expected.shape
-    same = (actual.view(np.uint32) == expected.view(np.uint32)) | (np.isnan(actual) & np.isnan(expected))
-    assert same.all(), f"{np.count_nonzero(~same)} differ, first at {np.argwhere(~same)[0]}"
-
-
-def extremes() -> NDArray[np.float32]:
-    """Rows of 1024 at the edges of float32 and of ggml's searches, made of integers and powers of two: the same everywhere."""
-    draw = np.random.RandomState(7)  # its stream is frozen
-    whole = draw.randint(-(2**20), 2**20, (8, 1024)).astype(np.float32)
-    spans = np.repeat(draw.randint(-70, 0, (8, 32)), 32, axis=1)
-    rows = [
-        np.ldexp(whole, spans),  # spans of very different sizes: scales round to 0
-        np.ldexp(whole, spans // 4 - 20),  # f16 scales underflow
-        np.ldexp(whole, np.arange(8)[:, None] + 1),  # f16 scales overflow
-        np.ldexp(whole, -77),  # less than counts as zero
-        np.ldexp(whole, -160),  # subnormal
-        -1000 + np.ldexp(whole, draw.randint(-40, -20, (8, 1))),  # nearly constant: the range almost vanishes
-        1000 + np.ldexp(whole, draw.randint(-40, -20, (8, 1))),
-        np.round(whole / 2**17),  # ties
-        (whole.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32),  # bfloat16: quotients near ties (gguf-py before 0.18 errs)
-        np.where(whole > 2**19, whole, -0.0),  # sparse, negative zeros
-        np.full((1, 1024), -0.0),
-        np.repeat(whole[:, ::32], 32, axis=1),  # constant spans
-    ]
-    return np.concatenate(rows).astype(np.float32)
-
-
-def extreme_imatrix() -> NDArray[np.float32]:
-    """Importances from 0 to 2^40; a block in which nothing matters."""
-    draw = np.random.RandomState(34)  # a seed with which the last round of make_qp_quants still changes something
-    imatrix = np.ldexp(draw.randint(0, 4, 1024), draw.randint(-40, 40, 1024)).astype(np.float32)
-    imatrix[256:512] = 0
-    return imatrix
-
-
-# The bytes and floats of ggml.
-
-
-@pytest.mark.parametrize("name", QUANTIZED)
-def test_quantize_gives_ggmls_bytes(golden: Golden, name: str) -> None:
-    data = golden(name)
-    assert data["quantizer"] == ("from_float_ref" if name == "q8_1" else "chunk")
-    packed = quantize(data["w"], name)
-    np.testing.assert_array_equal(packed, data["q"])
-    np.testing.assert_array_equal(packed, data["q_ref"])
-
-
-@pytest.mark.parametrize("name", [name for name in QUANTIZED if name != "q8_1"])
-def test_quantize_with_imatrix_gives_ggmls_bytes(golden: Golden, name: str) -> None:
-    data = golden(name)
-    np.testing.assert_array_equal(quantize(data["w"], name, data["imatrix"]), data["q_imatrix"])
-
-
-@pytest.mark.parametrize("name", [name for name in QUANTIZED if name != "q8_1"])
-def test_dequantize_gives_ggmls_floats(golden: Golden, name: str) -> None:
-    data = golden(name)
-    assert_same_bits(dequantize(data["q"], name), data["deq"])
-
-
-@pytest.mark.parametrize("name", QUANTIZED)
-@pytest.mark.parametrize("weighted", [False, True])
-def test_quantize_gives_ggmls_bytes_at_the_extremes(name: str, weighted: bool) -> None:
-    packed = quantize(extremes(), name, extreme_imatrix() if weighted else None)
-    assert hashlib.sha256(packed.tobytes()).hexdigest()[:16] == EXTREMES[name][weighted]
-
-
-@pytest.mark.parametrize("name", QUANTIZED)
-@pytest.mark.parametrize("weighted", [False, True])
-def test_bytes_do_not_depend_on_how_the_work_is_divided(name: str, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = extremes()
-    imatrix = extreme_imatrix() if weighted else None
-    whole = quantize(weights, name, imatrix)
-    monkeypatch.setattr(formats, "CHUNK", 1)
-    np.testing.assert_array_equal(quantize(weights[:20], name, imatrix), whole[:20])
-    np.testing.assert_array_equal(dequantize(whole[:20], name), dequantize(whole, name)[:20])
-
-
-@pytest.mark.parametrize("name", ["q4_k", "q6_k"])
-def test_a_block_alone_gives_the_bytes_it_has_in_a_matrix(golden: Golden, name: str) -> None:
-    """A single column of a sum is where numpy would leave C's order."""
-    data = golden(name)
-    size = FORMATS[name].type_size
-    for row in range(8, 64):
-        np.testing.assert_array_equal(quantize(data["w"][row, :256], name, data["imatrix"][:256]), data["q_imatrix"][row, :size])
-
-
-@pytest.mark.parametrize("groups", [1, 2, 3, 17])
-@pytest.mark.parametrize("members", [8, 32, 256])
-def test_sum_in_order_adds_one_by_one(groups: int, members: int) -> None:
-    for seed in range(20):
-        terms = normal((members, groups), seed)
-        total = np.zeros(groups, np.float32)
-        for row in terms:
-            total = total + row
-        np.testing.assert_array_equal(sum_in_order(terms), total)
-
-
-def test_nearest_int_is_ggmls() -> None:
-    values = np.array([0.5, 1.5, -0.5, -2.5, 4194303, 8388608, np.inf, -np.inf, np.nan], np.float32)
-    assert nearest_int(values).tolist() == [0, 2, 0, -2, 4194303, -4194304 + 2097152, -4194304, -4194304, 0]
-
-
-def test_values_below_the_threshold_count_as_zero() -> None:
-    with np.errstate(all="ignore"):
-        scale, quants = make_qp_quants(np.full((8, 1), 1e-16, np.float32), 63, np.ones((8, 1), np.float32))
-    assert scale.tolist() == [0]
-    assert not quants.any()
-
-
-def test_a_negative_scale_wraps_as_in_ggml() -> None:
-    """The scales and weights of a block that ggml quantized to these 6-bit scales; nearest_int gave -26 for the sixth."""
-    scales = [0.17792009, 0.11971941, 0.15429074, 0.16111304, 0.17235406, -0.073478974, 0.11723954, 0.09583333]
-    weights = [1157717000.0, 1527963.9, 19629654000.0, 12493485000.0, 14940744.0, 11921441000000.0, 829640260.0, 262968640000.0]
-    with np.errstate(all="ignore"):
-        scale, quants = make_qp_quants(np.array(scales, np.float32)[:, None], 63, np.array(weights, np.float32)[:, None])
-    assert quants[:, 0].tolist() == [63, 42, 55, 57, 61, 256 - 26, 41, 34]
-    assert scale.astype(np.float16).tobytes() == bytes([201, 25])
-
-
-def test_search_follows_a_range_that_vanishes() -> None:
-    """The best offset may reach the group's top, and then 1 / range is infinite: no warning, quants within 0 .. 15."""
-    x = np.full((32, 2), -1000, np.float32)
-    x[0] = np.nextafter(np.float32(-1000), np.float32(0))
-    with np.errstate(all="ignore"):
-        scale, offset, quants = make_qkx2_quants(x, np.abs(x), 15, -1.0, 0.1, 20)
-    assert np.isfinite(scale).all()
-    assert np.isfinite(offset).all()
-    assert quants.min() >= 0
-    assert quants.max() <= 15
-
-
-def test_q8_1_block_by_hand() -> None:
-    weights = normal((40, 64))
-    packed = quantize(weights, "q8_1").reshape(-1, 36)
-    restored = dequantize(packed, "q8_1")
-    for block, row, weight in zip(packed, restored, weights.reshape(-1, 32), strict=True):
-        d, s, *quants = struct.unpack("<ee32b", block.tobytes())
-        exact = np.abs(weight).max() / np.float32(127)
-        assert d == np.float16(exact)
-        assert s == np.float16(np.float32(sum(quants)) * exact)
-        np.testing.assert_array_equal(row, np.float32(d) * np.array(quants, np.float32))
-
-
-def test_plain_formats_by_hand() -> None:
-    values = np.array([1, -2, 0.1, 65504, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 2**-24], np.float32)
-    assert quantize(values, "f32").tobytes() == struct.pack("<8f", *values)
-    assert quantize(values, "f16").tobytes() == struct.pack("<8e", *values)
-    # Ties go to the even mantissa: 1 + 2^-8 down, 1 + 3 * 2^-8 up.
-    assert quantize(values, "bf16").view("<u2").tolist() == [0x3F80, 0xC000, 0x3DCD, 0x4780, 0x8000, 0x3F80, 0x3F82, 0x3380]
-    assert dequantize(np.array([0x80, 0x3F, 0x80, 0xFF, 0x01, 0x00], np.uint8), "bf16").tolist() == [1.0, -np.inf, 2.0**-133]
-
-
-@pytest.mark.parametrize("name", PLAIN)
-def test_plain_formats_hold_what_is_not_finite(name: str) -> None:
-    restored = dequantize(quantize(np.array([np.nan, np.inf, -np.inf], np.float32), name), name)
-    np.testing.assert_array_equal(restored, [np.nan, np.inf, -np.inf])
-
-
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "q8_1"])
-def test_random_bytes_dequantize_as_gguf_py_does(name: str) -> None:
-    """Enough for several chunks, in a shape that does not divide evenly: NaN, infinite and subnormal scales come up."""
-    form = FORMATS[name]
-    blocks = 3 * formats.CHUNK // (5 * form.block_size) + 1
-    packed = np.random.default_rng(1).integers(0, 256, (5, blocks * form.type_size), dtype=np.uint8)
-    with np.errstate(all="ignore"):
-        assert_same_bits(dequantize(packed, name), gguf.quants.dequantize(packed, form.type))
-
 
 # Sizes and names.
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
-def test_sizes_are_ggufs(form: type[Format]) -> None:
-    expected = (32, 36) if form.name == "q8_1" else gguf.GGML_QUANT_SIZES[form.type]
-    assert (form.block_size, form.type_size) == expected
-    assert (form.weights(), form.bytes()) == (expected[0] * form.group, expected[1] * form.group)
+def test_names_ids_and_sizes_are_ggmls(form: type[Format]) -> None:
+    """gguf-py's table, but for q8_1: 36 bytes in ggml's C, 40 in the table."""
+    type = gguf.GGMLQuantizationType[form.name.upper()]
+    expected = (32, 36) if form.name == "q8_1" else gguf.GGML_QUANT_SIZES[type]
+    assert (form.type, form.block_size, form.type_size) == (type.value, *expected)
+    assert (form.kernel_block_weights(), form.kernel_block_bytes()) == (
+        max(expected[0], 8),
+        expected[1] * max(expected[0], 8) // expected[0],
+    )
     assert form.row_bytes(3 * form.block_size) == 3 * form.type_size
-    assert form.weights() % form.unit == form.unit % form.span == 0
+    if form.kind == "weights":
+        assert form.sub_block in (16, 32)
+        assert form.block_size % form.sub_block == form.block_size % form.interleave == 0
 
 
-def test_the_formats_are_these() -> None:
-    assert list(FORMATS) == ["f32", "f16", "bf16", "q4_0", "q8_0", "q8_1", "q4_k", "q6_k"]
+def test_every_format_is_registered_once_under_its_name() -> None:
+    assert [form.name for form in FORMATS.values()] == list(FORMATS)
+    assert len({form.type for form in FORMATS.values()}) == len(FORMATS)
 
 
-# Per format: where its quants lie, how many bits they have, the bytes that make every scale 1 and every min 0, where the first min lies.
-ONE = (0x00, 0x3C)  # float16 1
-LAYOUT: dict[str, tuple[slice, int, list[tuple[slice, Any]], int | None]] = {
-    "q4_0": (slice(2, 18), 4, [(slice(0, 2), ONE)], None),
-    "q8_0": (slice(2, 34), 8, [(slice(0, 2), ONE)], None),
-    "q8_1": (slice(4, 36), 8, [(slice(0, 2), ONE)], None),
-    "q4_k": (slice(16, 144), 4, [(slice(0, 2), ONE), (slice(2, 4), ONE), (slice(4, 8), 1), (slice(12, 16), 1)], 8),
-    "q6_k": (slice(0, 192), 6, [(slice(192, 208), 1), (slice(208, 210), ONE)], None),
-}
+@pytest.mark.parametrize("form", [FORMATS[name] for name in QUANTIZED], ids=QUANTIZED)
+def test_zero_signed_and_mins_describe_the_bytes(form: type[Format]) -> None:
+    low, high = filled(form, 0, 1, 0), filled(form, 0xFF, 1, 0)  # every scale is positive, every min 0
+    top = -1 if form.signed else 2 ** bits_of(form) - 1
+    np.testing.assert_array_equal(low * (top - form.zero), high * -form.zero)
+    assert ((high < low) if form.signed else (high > low)).all()
+    with_min = filled(form, 0, 1, 1)
+    assert (with_min < low).all() if form.mins else (with_min == low).all()
 
 
-@pytest.mark.parametrize("name", QUANTIZED)
-def test_zero_signed_mins_and_span_describe_the_bytes(name: str) -> None:
-    form = FORMATS[name]
-    quants, bits, scales, first_min = LAYOUT[name]
-    block = np.zeros((1, form.type_size), np.uint8)
-    for place, value in scales:
-        block[:, place] = value
-    assert (dequantize(block, name) == -form.zero).all()
-    block[:, quants] = 0xFF
-    assert (dequantize(block, name) == (-1 if form.signed else 2**bits - 1 - form.zero)).all()
-    assert form.mins == (first_min is not None)
-    if first_min is not None:
-        block[:, first_min] = 5
-        restored = dequantize(block, name)[0]
-        assert (restored[: form.span] == 2**bits - 1 - 5).all()
-        assert (restored[form.span :] == 2**bits - 1).all()
+@pytest.mark.parametrize("form", [FORMATS[name] for name in QUANTIZED], ids=QUANTIZED)
+def test_f16_fields_are_the_factors_of_a_block(form: type[Format]) -> None:
+    assert not any(quant_bytes(form)[at : at + 2].any() for at in form.f16_fields)
+    np.testing.assert_array_equal(filled(form, 0xFF, 2, 2), 2 * filled(form, 0xFF, 1, 1))
+    assert (filled(form, 0xFF, 0, 0) == 0).all()
+
+
+@pytest.mark.parametrize("form", [FORMATS[name] for name in QUANTIZED], ids=QUANTIZED)
+def test_weights_of_a_sub_block_share_scale_and_min(form: type[Format]) -> None:
+    packed = np.random.default_rng(2).integers(0, 256, (8, form.type_size), dtype=np.uint8)
+    for row in packed:
+        for at in form.f16_fields:
+            row[at : at + 2] = np.array([1], np.float16).view(np.uint8)
+    packed[:, quant_bytes(form)] = 0xFF
+    sub_blocks = dequantize(packed, form.name).reshape(-1, form.sub_block)
+    assert (sub_blocks == sub_blocks[:, :1]).all()
+    assert len(np.unique(sub_blocks[:, 0])) > len(sub_blocks) // 2 or form.block_size == form.sub_block
+
+
+@pytest.mark.parametrize("form", [FORMATS[name] for name in QUANTIZED], ids=QUANTIZED)
+def test_interleave_is_the_length_of_runs_that_share_bytes(form: type[Format]) -> None:
+    """From quants of 0, a byte of ones changes the quants whose lowest bit it holds by an odd number."""
+    block = block_of(form, 1, 1)
+    block[quant_bytes(form)] = 0
+    step = np.abs(filled(form, 0xFF, 1, 0) - filled(form, 0, 1, 0)) / (1 if form.signed else 2 ** bits_of(form) - 1)
+    with np.errstate(all="ignore"):
+        change = np.rint(reach(form, block)[quant_bytes(form)] / step).astype(int)
+    lowest = change % 2 == 1
+    runs = lowest.reshape(len(lowest), -1, form.interleave).any(axis=2)
+    assert (runs.sum(axis=1) <= 1).all()
+    if form.interleave > 1:
+        halves = lowest.reshape(len(lowest), -1, form.interleave // 2).any(axis=2)
+        assert (halves.sum(axis=1) > 1).any()
 
 
 @pytest.mark.parametrize(
     ("alias", "name"),
     [
-        *[(spelling, name) for name in FORMATS for spelling in (name, name.upper(), FORMATS[name].type)],
+        *[(spelling, name) for name in FORMATS for spelling in (name, name.upper(), ggml_type(FORMATS[name]))],
         ("q4k", "q4_k"),
         ("Q6K", "q6_k"),
         ("q6_K", "q6_k"),
@@ -272,52 +96,11 @@ def test_aliases(alias: str | gguf.GGMLQuantizationType, name: str) -> None:
     assert format_of(alias) is FORMATS[name]
 
 
-@pytest.mark.parametrize("name", ["q40", "q4", "", "q4_k_m", " q4_k", gguf.GGMLQuantizationType.IQ1_S, 12, None, b"q4_k"])
+@pytest.mark.parametrize("name", ["q40", "q4", "", "q4_k_m", " q4_k", gguf.GGMLQuantizationType.I8, 12, None, b"q4_k"])
 def test_unknown_formats_are_refused_with_the_known(name: Any) -> None:
     for call in (lambda: format_of(name), lambda: quantize(np.zeros(256), name), lambda: dequantize(np.zeros(256, np.uint8), name)):
-        with pytest.raises(FormatError, match=r"unknown format .* known are f32, f16, .*q4_k, q6_k"):
+        with pytest.raises(FormatError, match=f"unknown format .* known are {', '.join(FORMATS)}"):
             call()
-
-
-# Accuracy: candle's criteria, which are llama.cpp's test-quantize-fns.
-
-
-def cosine(offset: float) -> NDArray[np.float32]:
-    return np.asarray(0.1 + 2 * np.cos(np.arange(4096) + offset), np.float32)
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_candle_round_trip(name: str) -> None:
-    v = cosine(0)
-    restored = dequantize(quantize(v, name), name)
-    assert np.sqrt(np.sum(np.square(restored - v, dtype=np.float64))) / v.size <= 0.002
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_candle_dot(name: str) -> None:
-    a, b = cosine(0), cosine(1)
-    # Both sides quantized, as in candle; K-quants meet q8_1 here, as on a GPU.
-    dot = dequantize(quantize(a, name), name) @ dequantize(quantize(b, "q8_1"), "q8_1")
-    assert abs(dot - a.astype(np.float64) @ b.astype(np.float64)) / a.size <= 0.02
-
-
-@pytest.mark.parametrize("name", QUANTIZED)
-def test_no_weight_is_far_off(name: str) -> None:
-    weights = normal((64, 1024))
-    block = FORMATS[name].block_size
-    error = np.abs(dequantize(quantize(weights, name), name) - weights).reshape(-1, block).max(axis=1)
-    assert (error / np.abs(weights).reshape(-1, block).max(axis=1)).max() <= WORST_ERROR[name]
-
-
-@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q6_k"])
-def test_an_imatrix_lowers_the_error_it_weighs(name: str) -> None:
-    weights = normal((64, 1024))
-    imatrix = np.square(normal((1024,), 1)) + np.float32(0.01)
-
-    def weighed(packed: NDArray[np.uint8]) -> float:
-        return float(np.sum(imatrix * np.square(dequantize(packed, name) - weights)))
-
-    assert weighed(quantize(weights, name, imatrix)) < 0.85 * weighed(quantize(weights, name))
 
 
 # Shapes, dtypes and refusals.
@@ -361,6 +144,7 @@ def test_float64_is_rounded_once() -> None:
     np.testing.assert_array_equal(quantize(np.array([1 + 2**-30, 1e-50]), "f32").view(np.float32), np.array([1, 0], np.float32))
 
 
+@settings(deadline=None)
 @given(st.sampled_from(QUANTIZED), st.integers(1, 2000))
 def test_rows_that_are_no_multiple_of_the_block_are_refused(name: str, k: int) -> None:
     form = FORMATS[name]

@@ -2,6 +2,9 @@
 
 import gc
 import struct
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import gguf
@@ -10,6 +13,7 @@ import pytest
 
 import iq
 from iq.errors import DtypeError, FormatError, GGUFError, LayoutError, ShapeError
+from iq.gguf.types import TYPES
 
 METADATA = {
     "general.architecture": "llama",
@@ -192,41 +196,52 @@ def test_what_is_no_gguf_file(path, tmp_path):
         iq.gguf.open(tmp_path)
 
 
-def header(tensors, entries):
-    return b"GGUF" + struct.pack("<IQQ", 3, tensors, entries)
+def test_version_2_is_read(path, tmp_path):
+    whole = path.read_bytes()
+    (tmp_path / "two.gguf").write_bytes(whole[:4] + struct.pack("<I", 2) + whole[8:])
+    with iq.gguf.open(path) as three, iq.gguf.open(tmp_path / "two.gguf") as two:
+        assert (two.tensors, two.metadata) == (three.tensors, three.metadata)
 
 
-def string(text):
-    return struct.pack("<Q", len(text)) + text
+# ---- The gguf package, and doing without it
 
 
-def tensor(dims, type, offset=0):
-    return string(b"w") + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, type, offset)
+def test_types_are_gguf_pys():
+    ours = {id: (type.name, type.block_size, type.type_size) for id, type in TYPES.items()}
+    theirs = {t.value: (t.name.lower(), *gguf.GGML_QUANT_SIZES[t]) for t in gguf.GGMLQuantizationType}
+    assert ours == theirs | {9: ("q8_1", 32, 36)}  # 40 in gguf-py, 36 in ggml's C
+    assert {t.name: t.value for t in iq.gguf.ValueType} == {t.name: t.value for t in gguf.GGUFValueType}
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        header(2**60, 0),
-        header(0, 2**60),
-        header(0, 1) + string(b"k") + struct.pack("<IIQ", 9, 0, 2**60),  # an array of 2**60 uint8
-        header(0, 1) + string(b"k") + struct.pack("<IIQ", 9, 8, 2**60),  # of strings
-        header(0, 1) + string(b"k") + struct.pack("<II", 77, 0),  # of no known type
-        header(0, 1) + struct.pack("<Q", 2**63) + b"k",  # a key without end
-        header(0, 1) + string(b"\xff\xfe") + struct.pack("<II", 4, 0),  # no UTF-8
-        header(1, 0) + tensor((32, 2**40), 2),  # larger than the file
-        header(1, 0) + tensor((2**33, 2**33), 0),  # its size overflows
-        header(1, 0) + tensor((32, 1), 2, offset=2**62),  # outside the file
-        header(1, 0) + tensor((33, 1), 2),  # no whole blocks
-        header(1, 0) + tensor((32, 1), 999),  # a type that ggml does not have
-        header(2, 0) + tensor((0,), 0) * 2,  # two of the same name
-    ],
-)
-def test_malformed_files(tmp_path, data):
-    path = tmp_path / "broken.gguf"
-    path.write_bytes(data + bytes(200))
-    with pytest.raises(GGUFError, match=r"broken\.gguf"):
-        iq.gguf.open(path)
+def test_reading_takes_no_gguf_package(path, tmp_path):
+    """And writing says what to install, and leaves nothing behind."""
+    code = f"""
+        import sys
+        sys.modules["gguf"] = None  # an import of it fails
+        import numpy as np
+        import iq
+        with iq.gguf.open({str(path)!r}) as file:
+            data, format, shape = file.packed("quantized")
+        assert iq.dequantize(data, format).shape == (5 * 64,)
+        new = {str(tmp_path / "new.gguf")!r}
+        for write in (
+            lambda: iq.gguf.write(new, {{"w": np.ones(4, np.float32)}}),
+            lambda: iq.gguf.quantize_file({str(path)!r}, new, "q8_0"),
+        ):
+            try:
+                write()
+            except iq.errors.GGUFError as error:
+                assert "pip install 'iq-kernels[gguf]'" in str(error)
+            else:
+                raise AssertionError("written")
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_importing_iq_imports_nothing_that_only_writing_takes():
+    code = "import sys, iq, iq.gguf; print(*sorted({'gguf', 'yaml', 'requests', 'tqdm'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120).stdout.split() == []
 
 
 # ---- Refusals when writing

@@ -7,15 +7,28 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from references import dequantized, different_bits, q8_1, random_bytes, random_weights, rounded
-from tolerances import F16_NMSE, F32_NMSE, MUL_MAT_NMSE, Q8_1_MODEL_NMSE, mul_mat_nmse, nmse
 
 import iq
 from iq.formats import FORMATS
-from iq.ops import DTYPES, MAX_VEC_COLUMNS
+from iq.kernels import DTYPES
+from iq.kernels.ops import VEC_COLUMNS
+from iq.verify.references import (
+    F16_NMSE,
+    F32_NMSE,
+    MUL_MAT_NMSE,
+    Q8_1_MODEL_NMSE,
+    dequantized,
+    different_bits,
+    mul_mat_nmse,
+    nmse,
+    q8_1,
+    random_bytes,
+    random_weights,
+    rounded,
+)
 
-WEIGHTS = [f for f in FORMATS.values() if not f.activations]
-QUANTIZED = [f for f in WEIGHTS if f.quantized]
+WEIGHTS = [f for f in FORMATS.values() if f.kind != "activations"]
+QUANTIZED = [f for f in WEIGHTS if f.kind == "weights"]
 weights = pytest.mark.parametrize("fmt", WEIGHTS, ids=lambda f: f.name)
 quantized = pytest.mark.parametrize("fmt", QUANTIZED, ids=lambda f: f.name)
 
@@ -34,7 +47,7 @@ def activations(m, k, seed=1):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "blocks"), [(1, 1), (3, 2), (37, 5)])
 def test_dequantize_is_bit_exact_on_random_bytes(device, fmt, dtype, n, blocks):
-    k = blocks * fmt.weights()
+    k = blocks * fmt.kernel_block_weights()
     packed = random_bytes(fmt, n, k, np.random.default_rng(n))
     got = iq.QTensor.from_bytes(packed, fmt.name, shape=(n, k), device=device).dequantize(dtype).numpy()
     assert different_bits(got, rounded(dequantized(fmt, packed), dtype)) == 0
@@ -43,7 +56,7 @@ def test_dequantize_is_bit_exact_on_random_bytes(device, fmt, dtype, n, blocks):
 @weights
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_get_rows_is_bit_exact(device, fmt, dtype):
-    n, k = 19, 3 * fmt.weights()
+    n, k = 19, 3 * fmt.kernel_block_weights()
     w, values = weight(device, fmt, n, k)
     ids = np.array([[3, 0, n - 1], [3, 7, 1]])
     got = w.get_rows(ids, dtype=dtype).numpy()
@@ -51,7 +64,7 @@ def test_get_rows_is_bit_exact(device, fmt, dtype):
     assert different_bits(got, rounded(values[ids.ravel()], dtype).reshape(2, 3, k)) == 0
 
 
-VEC_SHAPES = [(m, n) for m in range(1, MAX_VEC_COLUMNS + 1) for n in (1, 5, 67)]
+VEC_SHAPES = [(m, n) for m in range(1, VEC_COLUMNS[-1] + 1) for n in (1, 5, 67)]
 TILE_SHAPES = [(9, 64), (17, 1), (64, 128), (65, 131), (130, 70)]
 
 
@@ -67,9 +80,9 @@ def test_products_via_q8_1(device, fmt, m, n):
 
 
 @weights
-@pytest.mark.parametrize("m", range(1, MAX_VEC_COLUMNS + 1))
+@pytest.mark.parametrize("m", range(1, VEC_COLUMNS[-1] + 1))
 def test_dequantize_mul_mat_vec(device, fmt, m):
-    n, k = 21, 3 * 256 if fmt.block_size == 256 else 11 * fmt.weights()
+    n, k = 21, 3 * 256 if fmt.block_size == 256 else 11 * fmt.kernel_block_weights()
     w, values = weight(device, fmt, n, k)
     x = activations(m, k)
     assert mul_mat_nmse(w.matmul(x, via="float").numpy(), x, values) <= F32_NMSE
@@ -78,11 +91,11 @@ def test_dequantize_mul_mat_vec(device, fmt, m):
 @weights
 @pytest.mark.parametrize(("m", "n"), TILE_SHAPES)
 def test_mul_mat_via_float(device, fmt, m, n):
-    k = 2 * 256 if fmt.block_size == 256 else 9 * fmt.weights()
+    k = 2 * 256 if fmt.block_size == 256 else 9 * fmt.kernel_block_weights()
     w, values = weight(device, fmt, n, k)
     x = activations(m, k)
     got = w.matmul(x, via="float").numpy()
-    assert mul_mat_nmse(got, x, values) <= (F16_NMSE if device.target.matrix and fmt.quantized else F32_NMSE)
+    assert mul_mat_nmse(got, x, values) <= (F16_NMSE if device.target.matrix and fmt.kind == "weights" else F32_NMSE)
 
 
 @quantized

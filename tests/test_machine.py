@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from assembly import EVERYWHERE, NOTHING, Kernel, assemble, lanes, spelled
 
-from iq import codeobject
+from iq.bundle import codeobject
+from iq.bundle.vmfb import Vmfb
 from iq.emulator.faults import BarrierDeadlock, InstructionLimit, LaunchError, UnknownInstruction
 from iq.emulator.machine import Options, launch
 from iq.emulator.memory import Memory, MemoryFault
@@ -14,7 +15,6 @@ from iq.emulator.program import LoadedCode
 from iq.emulator.registers import POISON
 from iq.formats import FORMATS
 from iq.targets import TARGETS
-from iq.vmfb import Vmfb
 
 # Control flow.
 
@@ -263,7 +263,7 @@ def test_barrier(processor: str, seed: int) -> None:
 def test_missing_barrier_shows(processor: str) -> None:
     kernel = Kernel(REVERSED.replace("{barrier}", ""), processor, workgroup=256, lds=1024)
     expected = 5 * np.arange(255, -1, -1)
-    # In one workgroup, all waves may happen to be in the crew of those that they depend on.
+    # In one workgroup, all waves may happen to be in the wave group of those that they depend on.
     assert any(not np.array_equal(kernel(NOTHING, 256, seed=seed), expected) for seed in range(8))
     assert all(not np.array_equal(kernel(NOTHING, 2048, groups=8, seed=seed), np.tile(expected, 8)) for seed in range(8))
 

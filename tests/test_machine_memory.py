@@ -1,4 +1,4 @@
-"""The emulated machine: loads and stores of global, private and workgroup memory, atomic operations."""
+"""The emulated machine: loads and stores of global, private memory and LDS, atomic operations."""
 
 from collections.abc import Callable
 
@@ -161,7 +161,7 @@ def test_atomics_take_turns(processor: str, text: str, new: Callable[[int], int]
     assert found.tolist() == expected
 
 
-# Workgroup memory.
+# LDS.
 
 
 @pytest.mark.parametrize(("processor", "write", "read"), [
@@ -204,9 +204,7 @@ def test_small_lds_elements() -> None:
 
 def test_lds_ends() -> None:
     """The first bad address, of lane 60."""
-    with pytest.raises(
-        LdsFault, match=r"ds_read_b64: 8 bytes at 0xf4 are outside the 248 bytes of workgroup memory \[test at 0x\w+: ds_read_b64"
-    ):
+    with pytest.raises(LdsFault, match=r"ds_read_b64: 8 bytes at 0xf4 are outside the 248 bytes of LDS \[test at 0x\w+: ds_read_b64"):
         Kernel("v_lshlrev_b32 v3, 2, v0\n ds_read_b64 v[2:3], v3 offset:4", "gfx90a", lds=248)(NOTHING, 64)
 
 

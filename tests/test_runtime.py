@@ -15,11 +15,11 @@ import pytest
 import iq
 from iq import runtime
 from iq.errors import BytecodeError, DeviceError, ManifestError, NoCompilerError, NoKernelError, ShapeError
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.runtime import drivers, hip_library
 from iq.targets import DeviceId
 
-Q4_0_VEC = KernelSpec("mul_mat_vec", "q4_0", "1")
+Q4_0_VEC = KernelSpec("mul_mat_vec", "q4_0", columns=1)
 
 
 class Counting:
@@ -195,8 +195,8 @@ def test_without_compiler_buffers_work_and_kernels_say_what_to_do(monkeypatch):
     monkeypatch.setenv("IQ_DISABLE_COMPILE", "1")
     check("IQ_DISABLE_COMPILE is set")
     monkeypatch.delenv("IQ_DISABLE_COMPILE")
-    monkeypatch.setattr("iq.device.find_spec", lambda name: None)
-    check(r"iree\.compiler and jinja2 cannot be imported .pip install 'iq\[compile\]'")
+    monkeypatch.setattr("iq.extras.find_spec", lambda name: None)
+    check(r"iree\.compiler and jinja2 and .* cannot be imported .pip install 'iq-kernels\[compile\]'")
 
 
 def in_memory(path):
@@ -250,7 +250,7 @@ def test_a_kernel_that_the_module_lacks():
     q4_0 = provider.module(provider.target(DeviceId("cpu"), drivers.cpu_flags()), "q4_0")
     device = runtime.Device("cpu", provider=Counting(lambda path: q4_0), threads=1)
     with pytest.raises(NoKernelError, match=r"mul_mat_vec\.q8_0\.1"):
-        device.library.kernel(KernelSpec("mul_mat_vec", "q8_0", "1"))
+        device.library.kernel(KernelSpec("mul_mat_vec", "q8_0", columns=1))
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1000])
@@ -270,7 +270,7 @@ def test_a_module_that_cannot_be_loaded(tmp_path, keep):
 def test_what_iree_refuses_is_a_device_error():
     device = runtime.Device("cpu", provider=Counting(), threads=1)
     kernel = device.library.kernel(Q4_0_VEC)
-    sizes = {"columns": 1, "rows": 1, "blocks": 1}
+    sizes = {"m": 1, "n": 1, "blocks": 1}
     right = (device.zeros(18, "u8"), device.zeros(32, "f32")), (device.zeros(1, "f32"),)
     kernel(right[0], sizes, right[1])
     with pytest.raises(DeviceError, match=r"mul_mat_vec\.q4_0\.1 failed"):
@@ -312,10 +312,12 @@ def test_one_device_from_many_threads(dev, threads):
 def test_importing_iq_is_light():
     code = """
 import sys, iq
-print(*(name for name in ("jinja2", "iree.compiler", "torch", "click", "rich", "iq.compile", "elftools") if name in sys.modules))
+from iq.extras import EXTRAS
+heavy = {*(name for names in EXTRAS.values() for name in names), "torch", "iq.compile", "iq.emulator", "iq.cli"}
+print(*(heavy & set(sys.modules)))
 iq.Device("cpu").zeros(3, "f32")
-print(*(name for name in ("jinja2", "iree.compiler", "iq.compile") if name in sys.modules))
-assert iq.compile.render
+print(*(heavy & set(sys.modules)))
+assert callable(iq.compile.bundle)
 try:
     iq.nothing
 except AttributeError as error:

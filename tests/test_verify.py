@@ -14,18 +14,25 @@ from click.testing import CliRunner
 from conftest import CPU_TARGETS
 
 import iq
-from iq import ops
+from iq import kernels
 from iq.bundle import Bundle
-from iq.cli import main
+from iq.cli.commands import main
 from iq.compile.build import bundle
-from iq.emulator import report as reports
-from iq.emulator.cases import Check, cases
-from iq.emulator.peaks import PEAKS, Work, roofline
-from iq.emulator.verify import APPROXIMATIONS, HOW, TargetReport, run, verify_bundle
 from iq.errors import DeviceError, TargetError
-from iq.ops import KernelSpec
+from iq.formats import FORMATS
+from iq.inspect import Objdump
+from iq.kernels import KernelSpec
+from iq.kernels.ops import SCALE_ROWS
+from iq.targets import TARGETS
+from iq.verify import report as reports
+from iq.verify.cases import LANE_VALUES, LANES, Check, cases
+from iq.verify.devices import APPROXIMATIONS, EMULATED, Opened, open_real
+from iq.verify.peaks import PEAKS, Work, roofline
+from iq.verify.results import TargetReport
+from iq.verify.run import run, verify, verify_bundle
 
-SOME = ["dequantize.q6_k.bf16", "get_rows.q4_0.f16", "mul_mat_vec.q4_k.3", "dequantize_mul_mat_vec.f16.8", "mul_mat.q8_0.q8_1"]
+SOME = ["dequantize.q6_k.bf16", "get_rows.q4_0.f16", "mul_mat_vec.q4_k.4", "dequantize_mul_mat_vec.f16.8", "mul_mat.q8_0.q8_1"]
+HOW, NOTES = "Run <somehow>.", ("Nothing & nobody.",)
 SOME += ["mul_mat.q4_0.float", "quantize_q8_1.q8_1.f32", "quantize_q8_1_soa.q8_1.f32"]
 
 
@@ -42,13 +49,14 @@ def cpu(cpu_bundle):
 
 @pytest.fixture(scope="session")
 def passed(cpu_bundle, cpu) -> TargetReport:
-    return verify_bundle(cpu_bundle, map(KernelSpec.parse, SOME), lambda target, bundle: (cpu, []))
+    return verify_bundle(cpu_bundle, lambda target, bundle: Opened(cpu, HOW, NOTES), map(KernelSpec.parse, SOME))
 
 
-def test_every_kernel_has_cases(cpu):
-    for spec in ops.kernels():
-        names = [case.name for case in cases(spec, cpu.target)]
-        assert len(names) == len(set(names)) >= 2, spec.key
+def test_every_kernel_has_cases():
+    for target in TARGETS.values():
+        for spec in kernels.kernels(target):
+            names = [case.name for case in cases(spec, target)]
+            assert len(names) == len(set(names)) >= 2, spec.key
 
 
 def test_cases_are_the_same_every_time(cpu):
@@ -60,6 +68,17 @@ def test_cases_are_the_same_every_time(cpu):
 def test_all_edges_are_in_the_cases_of_one_column(cpu):
     names = {case.name.partition(":")[0] for case in cases(KernelSpec.parse("mul_mat_vec.q8_0.1"), cpu.target)}
     assert names >= {"zeros", "tiny", "huge", "outlier", "NaN", "inf", "-inf"}
+
+
+def test_each_lane_has_an_outlier():
+    for target in TARGETS.values():
+        for schedule in SCALE_ROWS.schedules(target, FORMATS["q8_0"], 0):
+            assert schedule.threads(target.wave) <= LANES, target.id
+    [x] = [case.inputs[1] for case in cases(KernelSpec.parse("mul_mat.q4_0.float"), TARGETS["gfx1100"]) if "each lane" in case.name]
+    largest = np.abs(x).argmax(axis=1)
+    assert np.array_equal(largest // LANE_VALUES, np.arange(LANES))
+    assert set(largest % LANE_VALUES) == set(range(LANE_VALUES))
+    assert {np.sign(x[i, at]) for i, at in enumerate(largest)} == {-1, 1}
 
 
 @pytest.mark.parametrize("key", SOME)
@@ -97,15 +116,15 @@ def test_nan_passes_no_check():
 def test_a_sound_bundle_passes(passed):
     assert passed.passed
     assert [k.key for k in passed.kernels] == SOME
-    assert passed.how == HOW == "Executed under ISA emulation, not validated on hardware."
-    assert passed.approximations == APPROXIMATIONS
+    assert (passed.how, passed.approximations) == (HOW, NOTES)
+    assert not passed.counted
 
 
 class Broken:
     """A device on which one kernel fails: once, and from then on everything, until another one is opened."""
 
-    def __init__(self, cpu, key: str) -> None:
-        self._cpu, self._key, self._broken = cpu, key, False
+    def __init__(self, cpu, key: str, error: Exception) -> None:
+        self._cpu, self._key, self._error, self._broken = cpu, key, error, False
         self.library = self
 
     def __getattr__(self, name):
@@ -114,15 +133,16 @@ class Broken:
     def kernel(self, spec):
         self._broken |= spec.key == self._key
         if self._broken:
-            raise DeviceError("it <broke>")
+            raise self._error
         return self._cpu.library.kernel(spec)
 
 
-def test_a_failure_is_reported_and_the_others_run_on_a_fresh_device(cpu_bundle, cpu):
-    report = verify_bundle(cpu_bundle, map(KernelSpec.parse, SOME), lambda target, bundle: (Broken(cpu, SOME[2]), []))
+@pytest.mark.parametrize("error", [DeviceError("it <broke>"), ZeroDivisionError("it <broke>")], ids=lambda e: type(e).__name__)
+def test_a_failure_is_reported_and_the_others_run_on_a_fresh_device(cpu_bundle, cpu, error):
+    report = verify_bundle(cpu_bundle, lambda target, bundle: Opened(Broken(cpu, SOME[2], error), HOW), map(KernelSpec.parse, SOME))
     assert [k.key for k in report.kernels if not k.passed] == [SOME[2]]
     assert not report.passed
-    assert report.kernels[2].worst == "DeviceError: it <broke>"
+    assert report.kernels[2].worst == f"{type(error).__name__}: it <broke>"
 
 
 def test_a_device_that_does_not_open_is_an_error(cpu_bundle):
@@ -130,7 +150,7 @@ def test_a_device_that_does_not_open_is_an_error(cpu_bundle):
         raise DeviceError("no such GPU")
 
     with pytest.raises(DeviceError, match="no such GPU"):
-        verify_bundle(cpu_bundle, [KernelSpec.parse(SOME[0])], refuse)
+        verify_bundle(cpu_bundle, refuse, [KernelSpec.parse(SOME[0])])
 
 
 # ---- Roofline
@@ -180,18 +200,40 @@ def checked(text: str) -> str:
 
 def test_report(passed):
     text = checked(reports.html([dataclasses.replace(passed, target="gfx1100", gpu=PEAKS["gfx1100"].name)]))
-    assert HOW in text and all(escape(note) in text for note in APPROXIMATIONS)
+    assert all(escape(text_of) in text for text_of in (HOW, *NOTES))
     assert all(key in text for key in SOME)
     assert "every kernel passed" in text and "FAILED" not in text
 
 
 def test_report_of_a_failure(cpu_bundle, cpu):
-    result = verify_bundle(cpu_bundle, map(KernelSpec.parse, SOME[2:4]), lambda target, bundle: (Broken(cpu, SOME[2]), []))
+    def open_broken(target, bundle):
+        return Opened(Broken(cpu, SOME[2], DeviceError("it <broke>")), HOW)
+
+    result = verify_bundle(cpu_bundle, open_broken, map(KernelSpec.parse, SOME[2:4]))
     text = checked(reports.html([result]))
     assert "1 kernels failed" in text and "DeviceError: it &lt;broke&gt;" in text
 
 
 # ---- The command
+
+
+def test_waits_are_checked_where_there_is_a_disassembler(artifacts, monkeypatch):
+    def waits() -> dict[str, str]:
+        return {row["target"]: row["waits"] for row in json.loads(invoke(artifacts, "--json", status=0).stdout)}
+
+    assert waits() == {"gfx1100": "ok", "gfx90a": "ok", CPU_TARGETS[0].id: ""}
+    monkeypatch.setenv("IQ_LLVM_OBJDUMP", "/no/such/objdump")
+    assert waits() == {"gfx1100": "not checked", "gfx90a": "not checked", CPU_TARGETS[0].id: ""}
+    assert "gfx1100: waits are not checked: no llvm-objdump" in invoke(artifacts, status=0).stderr
+
+
+def test_a_missing_wait_is_a_failure(artifacts, monkeypatch):
+    listing = Objdump.listing
+    without = re.compile(r"s_waitcnt (vm|lgkm)cnt.*?(?=\s*//)")
+    monkeypatch.setattr(Objdump, "listing", lambda *arguments: without.sub("s_nop 0", listing(*arguments)))
+    rows = json.loads(invoke(artifacts, "--json", status=1).stdout)
+    assert {row["target"]: row["verdict"] for row in rows} == {"gfx1100": "MissingWait", "gfx90a": "MissingWait", CPU_TARGETS[0].id: "ok"}
+    assert re.search(r"quantize_q8_1\w* at 0x[0-9a-f]+: .* may still be under way", rows[0]["reason"])
 
 
 @pytest.fixture(scope="session")
@@ -210,7 +252,7 @@ def invoke(*arguments: str | Path, status: int):
 def test_command(artifacts, tmp_path):
     result = invoke(artifacts, "--emulate", "--target", "gfx1100", "--report", tmp_path / "report.html", status=0)
     assert re.search(r"quantize_q8_1\.q8_1\.f32 +ok +0 different bytes", result.stdout)
-    assert HOW in result.stdout and all(note in result.stdout for note in APPROXIMATIONS)
+    assert EMULATED in result.stdout and all(note in result.stdout for note in APPROXIMATIONS)
     assert "gfx1100/quantize_q8_1.q8_1.f32" in result.stderr  # progress
     text = checked((tmp_path / "report.html").read_text())
     assert "RX 7900 XTX" in text and "VGPRs" in text
@@ -218,8 +260,8 @@ def test_command(artifacts, tmp_path):
 
 def test_command_prints_json(artifacts):
     results = json.loads(invoke(artifacts, "--emulate", "--json", status=0).stdout)
-    assert [r["target"] for r in results] == ["gfx1100", "gfx90a"]
-    assert results[0]["how"] == HOW
+    assert [r["target"] for r in results if not r["not_run"]] == ["gfx1100", "gfx90a"]
+    assert results[0]["how"] == EMULATED
     case = results[0]["kernels"][0]["cases"][0]
     assert case["executed"]["instructions"]["valu"] > 0 and sum(case["executed"]["bytes_written"].values()) == 36
 
@@ -227,8 +269,10 @@ def test_command_prints_json(artifacts):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--target", "gfx1100"), "go with --emulate"),
-        (("--emulate", "--target", "gfx942"), "holds no bundle to emulate for gfx942; it has gfx1100, gfx90a"),
+        (("--target", "gfx1100"), "go with --run or --emulate"),
+        (("--run", "--emulate"), "give one of them"),
+        (("--emulate", "--target", "gfx942"), f"holds no bundle for gfx942; it has gfx1100, gfx90a, {CPU_TARGETS[0].id}"),
+        (("--emulate", "--target", CPU_TARGETS[0].id), "cannot be emulated, only ROCm targets can"),
         (("--emulate", "--target", "gfx1"), "unknown target"),
     ],
 )
@@ -236,9 +280,26 @@ def test_misuse(artifacts, arguments, message):
     assert message in invoke(artifacts, *arguments, status=2).stderr
 
 
-def test_only_rocm_bundles_can_be_emulated(cpu_bundle):
-    with pytest.raises(TargetError, match="only those can be emulated"):
-        iq.emulator.verify.verify(cpu_bundle.path)
+def test_where_no_bundle_can_be_run(artifacts):
+    with pytest.raises(TargetError, match=r"(?s)no bundle that can be run here.*hip"):
+        verify(artifacts / "gfx1100", open_real)
+
+
+def test_every_kernel_of_a_cpu_bundle_runs_on_the_cpu(cpu_bundle, tmp_path):
+    result = invoke(cpu_bundle.path, "--run", "--json", "--report", tmp_path / "report.html", status=0)
+    [report] = json.loads(result.stdout)
+    assert report["how"] == "Run on this CPU." and not report["not_run"] and not report["approximations"]
+    assert [kernel["key"] for kernel in report["kernels"]] == [kernel.key for kernel in cpu_bundle.manifest.kernels]
+    assert all(case["checks"] for kernel in report["kernels"] for case in kernel["cases"])
+    text = checked((tmp_path / "report.html").read_text())
+    assert "Run on this CPU." in text and "emulation" not in text
+
+
+def test_bundles_that_cannot_be_run_here_are_named(artifacts):
+    result = invoke(artifacts, "--run", status=0)
+    assert "Run on this CPU." in result.stdout
+    for target in ("gfx1100", "gfx90a"):
+        assert re.search(rf"{target}: not run: .*hip", result.stdout), target
 
 
 def test_an_altered_bundle_is_not_run(artifacts, tmp_path):

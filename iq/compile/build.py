@@ -15,13 +15,14 @@ from pathlib import Path
 import jinja2
 
 from iq import bundle as bundles
-from iq import manifest, ops
+from iq import kernels
+from iq.cache import Cache
 from iq.compile import diagnostics
-from iq.compile.cache import Cache
 from iq.compile.compiler import FLAGS, Compilations, Compiler
+from iq.compile.notation import NotationError
 from iq.compile.render import render
 from iq.errors import CompileError, KernelKeyError
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.targets import DeviceId, Target, parse_targets
 
 # Told of each step: modules done, modules in all, the names of those being compiled.
@@ -47,8 +48,8 @@ class Module:
 
 
 def modules_of(target: Target, specs: Iterable[KernelSpec]) -> list[Module]:
-    """The modules that hold these kernels for a target, one for each format."""
-    by_format = sorted(specs, key=lambda s: s.format)
+    """The modules that hold those of these kernels that a target has, one for each format."""
+    by_format = sorted((spec for spec in specs if spec.exists(target)), key=lambda s: s.format)
     return [Module(target, name, tuple(group)) for name, group in groupby(by_format, key=lambda s: s.format)]
 
 
@@ -76,7 +77,7 @@ def bundle(
     compiler = Compiler.find()
     modules = [module for target in chosen for module in modules_of(target, specs)]
     vmfbs = compile_modules(modules, compiler, Cache(), jobs or len(os.sched_getaffinity(0)), progress)
-    made_by = manifest.Compiler(compiler.version, compiler.revision, FLAGS)
+    made_by = bundles.Compiler(compiler.version, compiler.revision, FLAGS)
     paths = []
     for target in chosen:
         held = [bundles.Module(m.format, vmfbs[m], tuple(s.key for s in m.specs)) for m in modules if m.target == target]
@@ -88,7 +89,7 @@ def bundle(
 def select(formats: str | Sequence[str] | None, names: str | Sequence[str] | None) -> list[KernelSpec]:
     """The kernels of these formats and ops; None is all. Raises FormatError; KernelKeyError for an unknown op or where nothing is left."""
     joined = [value if value is None or isinstance(value, str) else ",".join(value) for value in (formats, names)]
-    specs = ops.select(*joined)
+    specs = kernels.select(joined[0], joined[1])
     if not specs:
         raise KernelKeyError(f"the ops {joined[1]} have no kernels for the formats {joined[0]}; `iq ls` shows which have")
     return specs
@@ -139,11 +140,13 @@ def mlir_of(module: Module) -> str:
         return render(module.specs, module.target)
     except jinja2.TemplateError as error:
         raise CompileError(f"{module.title} does not render:\n\n{diagnostics.show_template_fault(error)}") from error
+    except NotationError as error:
+        raise CompileError(f"{module.title} does not render:\n\n{diagnostics.show_line(error.text, error.line, str(error))}") from error
 
 
 def _compile(module: Module, compilations: Compilations, cache: Cache) -> Path:
     mlir = mlir_of(module)
-    path = cache.path(mlir, compilations.compiler)
+    path = cache.path(".vmfb", *compilations.compiler.inputs(mlir))
     if not path.is_file():
         cache.store(path, compilations.compile(mlir, module.title))
     return path

@@ -11,6 +11,7 @@ from types import TracebackType
 
 from iq.compile import diagnostics
 from iq.errors import CompileError, NoCompilerError
+from iq.extras import install
 
 # Targets stand in the modules themselves. No source locations and debug information: they would be most of the file, and with paths in it.
 FLAGS = ("--iree-vm-bytecode-module-strip-source-map=true", "--iree-hal-executable-debug-level=0")
@@ -32,12 +33,16 @@ class Compiler:
 
             executable = binaries.find_tool("iree-compile")
         except (ImportError, ValueError) as error:
-            raise NoCompilerError(f"the compiler is not installed ({error}): pip install 'iq[compile]', or use a bundle") from error
+            raise NoCompilerError(f"the compiler is not installed ({error}): {install('compile')}, or use a bundle") from error
         said = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False).stdout
         found = re.search(r"IREE compiler version (\S+) @ (\w+)", said)
         if not found:
             raise NoCompilerError(f"{executable} does not say its version; `{executable} --version` printed {said!r}")
         return cls(executable, found[1], found[2])
+
+    def inputs(self, mlir: str) -> tuple[str, ...]:
+        """Everything that the vmfb of an MLIR module depends on."""
+        return (self.version, self.revision, *FLAGS, mlir)
 
 
 class Compilations:

@@ -88,6 +88,13 @@ def show_template_fault(error: jinja2.TemplateError) -> str:
     return f"{file}:{line}\n{_excerpt(Diagnostic(f'error: {error.message}', line, 1), lines)}"
 
 
+def show_line(text: str, line: int, message: str) -> str:
+    """A line of a rendered template among its neighbours, with the message under it."""
+    lines = text.splitlines()
+    column = len(lines[line - 1]) - len(lines[line - 1].lstrip()) + 1
+    return _excerpt(Diagnostic(f"error: {message}", line, column), lines)
+
+
 def _excerpt(diagnostic: Diagnostic, lines: list[str]) -> str:
     first, last = max(1, diagnostic.line - CONTEXT), min(len(lines), diagnostic.line + CONTEXT)
     width = len(str(last))

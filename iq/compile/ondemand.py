@@ -6,10 +6,10 @@ import logging
 import os
 from pathlib import Path
 
-from iq import ops
+from iq import kernels
 from iq.bundle import best_match
+from iq.cache import Cache
 from iq.compile.build import compile_module, modules_of
-from iq.compile.cache import Cache
 from iq.compile.compiler import Compilations, Compiler
 from iq.errors import NoCompilerError
 from iq.targets import TARGETS, DeviceId, Target
@@ -25,7 +25,7 @@ class CompileOnDemand:
 
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str] = frozenset()) -> Target:
         """The target that fits a device best. Raises NoArtifactError, with why each was rejected, when none does."""
-        return TARGETS[best_match(TARGETS, device_id, cpu_flags, "no target that iq compiles for")]
+        return TARGETS[best_match(TARGETS, device_id, cpu_flags, "the targets that iq compiles for")]
 
     def module(self, target: Target, format: str) -> Path:
         """The vmfb with all kernels of a format for a target; compiled now if the cache lacks it.
@@ -37,7 +37,7 @@ class CompileOnDemand:
                 f"the {format} kernels for {target.id} have to be compiled, but IQ_DISABLE_COMPILE is set: "
                 f"unset it, or name a bundle that holds them (IQ_BUNDLE_PATH; `iq compile --target {target.id} --format {format}`)"
             )
-        [module] = modules_of(target, ops.select(format))
+        [module] = modules_of(target, kernels.select(format))
         with Compilations(Compiler.find()) as compilations:
             _log.info("kernels of %s: compiling, unless they are in %s", module.name, self._cache.directory)
             return compile_module(module, compilations, self._cache)

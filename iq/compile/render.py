@@ -1,10 +1,12 @@
-"""From kernels to MLIR: which dispatches a module needs, and the Jinja environment that renders them.
+"""From kernels to MLIR: the public functions of a module, its dispatches, and the Jinja environment that renders them.
 
-The templates are MLIR throughout: control lines are `//% for ...`, values `${...}` (Jinja's own delimiters collide with MLIR).
+The templates are MLIR throughout: control lines are `//% for ...`, values `${...}` (Jinja's own delimiters collide with MLIR); what Jinja
+leaves is written out by iq.compile.notation.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,27 +14,17 @@ from typing import Any
 
 import jinja2
 
-from iq.compile.tuning import Schedule, schedule
+from iq.compile import notation
 from iq.errors import KernelKeyError
 from iq.formats import FORMATS, Format
-from iq.ops import MAX_VEC_COLUMNS, SCRATCH, KernelSpec, Stage
+from iq.kernels import Dispatch, KernelSpec, Tensor, plan
+from iq.kernels.kernel import derived_sizes
 from iq.targets import Target
 
 
 @dataclass(frozen=True)
-class Dispatch:
-    """One kernel function of a module: a stage with its parameters fixed. Ops that need the same one share it."""
-
-    name: str
-    stage: Stage
-    columns: int
-    dtype: str
-    schedule: Schedule
-
-
-@dataclass(frozen=True)
 class Value:
-    """An SSA value of an entry function: its name, element type and the name of its length."""
+    """An SSA value of an entry function: its name, its element type and the name of its length."""
 
     name: str
     dtype: str
@@ -58,50 +50,46 @@ class Call:
 
 @dataclass(frozen=True)
 class Entry:
-    """A public function of a module: a kernel's arguments and the dispatches it makes."""
+    """A public function of a module: a kernel's arguments and the dispatches that it makes.
+
+    derived: sizes that follow from `blocks`, with how many of them a block has. scratch: the buffers between its dispatches.
+    """
 
     spec: KernelSpec
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     derived: tuple[tuple[str, int], ...]
-    scratch: tuple[tuple[str, Any], ...]
+    scratch: tuple[Tensor, ...]
     calls: tuple[Call, ...]
     results: tuple[Value, ...]
 
 
-def dispatch(stage: Stage, spec: KernelSpec, target: Target) -> Dispatch:
-    vec = stage.kernel in ("mul_mat_vec", "dequantize_mul_mat_vec")
-    columns = 0 if not vec else int(spec.variant) if spec.variant.isdigit() else MAX_VEC_COLUMNS
-    dtype = spec.variant if any(t.dtype == "variant" for t in spec.definition.outputs) else ""
-    name = "_".join(str(p) for p in (stage.kernel, columns or dtype) if p)
-    return Dispatch(name, stage, columns, dtype, schedule(stage.kernel, target, FORMATS[spec.format], columns))
-
-
 def _entry(spec: KernelSpec, target: Target) -> Entry:
-    fmt = FORMATS[spec.format]
-    values = {t.name: Value(t.name, t.dtype, f"{t.name}_length") for t in (*spec.definition.inputs, *spec.outputs())}
-    scratch = {}
+    op = spec.definition
+    values = {t.name: Value(t.name, t.dtype or spec.dtype or "", f"{t.name}_length") for t in (*op.inputs, *op.outputs)}
+    scratch: list[Tensor] = []
     calls = []
-    for stage in spec.stages(target):
+    for dispatch in plan(spec, target):
         results = []
-        for name in stage.writes:
-            if name not in values:
-                scratch[name] = SCRATCH[name]
-                values[name] = Value(name, "i8", f"{name}_length")
-                results.append(values[name])
+        for tensor in dispatch.kernel.writes:
+            if tensor.name in values:
+                given = values[tensor.name]
+                results.append(Value(f"{given.name}_result", given.dtype, given.length))
             else:
-                results.append(Value(f"{name}_result", values[name].dtype, values[name].length))
-        calls.append(Call(dispatch(stage, spec, target), tuple(values[n] for n in stage.reads), tuple(results)))
-    sizes = {s for c in calls for s in c.dispatch.stage.sizes} | {d for s in scratch.values() for d in s.dims}
-    sizes |= {size for c in calls for size, _ in c.dispatch.stage.grid}
-    derived = {"k": fmt.weights(), "spans": fmt.weights() // 32}
-    outputs = tuple(values[t.name] for t in spec.outputs())
+                scratch.append(tensor)
+                values[tensor.name] = Value(tensor.name, tensor.dtype, f"{tensor.name}_length")
+                results.append(values[tensor.name])
+        calls.append(Call(dispatch, tuple(values[t.name] for t in dispatch.kernel.reads), tuple(results)))
+    kernels = [call.dispatch.kernel for call in calls]
+    sizes = {size for kernel in kernels for size in (*kernel.sizes, *(axis.size for axis in kernel.grid))}
+    sizes |= {dim for tensor in scratch for dim in tensor.dims if isinstance(dim, str)}
+    outputs = tuple(values[t.name] for t in op.outputs)
     return Entry(
         spec=spec,
-        inputs=tuple(values[t.name] for t in spec.definition.inputs),
+        inputs=tuple(values[t.name] for t in op.inputs),
         outputs=outputs,
-        derived=tuple((name, n) for name, n in derived.items() if name in sizes - set(spec.definition.sizes)),
-        scratch=tuple(scratch.items()),
+        derived=tuple((name, n) for name, n in derived_sizes(FORMATS[spec.format]).items() if name in sizes - set(op.sizes)),
+        scratch=tuple(scratch),
         calls=tuple(calls),
         results=tuple(Value(f"{v.name}_result", v.dtype, v.length) for v in outputs),
     )
@@ -110,6 +98,12 @@ def _entry(spec: KernelSpec, target: Target) -> Entry:
 def _each(values: Iterable[Any], before: str = "", after: str = "", attribute: str | None = None) -> str:
     """Comma-separated values, each between `before` and `after`; of each value its `attribute`, where one is named."""
     return ", ".join(f"{before}{getattr(v, attribute) if attribute else v}{after}" for v in values)
+
+
+def _binding(dispatch: Dispatch, name: str) -> str:
+    """The operation that gives a buffer of a dispatch, up to its type."""
+    number = dispatch.kernel.binding(name)
+    return f"hal.interface.binding.subspan layout(#{dispatch.name}_buffers) binding({number}) alignment(64)"
 
 
 @cache
@@ -127,14 +121,16 @@ def _environment() -> jinja2.Environment:
         comment_end_string="#>",
     )
     environment.filters["each"] = _each
-    environment.filters["words"] = lambda n: f"vector<{n}xi32>"
+    environment.filters["binding"] = _binding
+    environment.filters["dimension"] = lambda dim: dim if isinstance(dim, int) else f"%{dim}"
     return environment
 
 
 def render(specs: Sequence[KernelSpec], target: Target) -> str:
     """The MLIR module that holds these kernels for a target. They must share a format.
 
-    Raises KernelKeyError when they do not, and jinja2.TemplateError for a fault in a template.
+    Raises KernelKeyError when they do not or when the target lacks one, jinja2.TemplateError for a fault in a template, and
+    iq.compile.notation.NotationError, with the rendered text, for a line that is malformed.
     """
     formats = {spec.format for spec in specs}
     if len(formats) != 1:
@@ -143,8 +139,24 @@ def render(specs: Sequence[KernelSpec], target: Target) -> str:
     entries = [_entry(spec, target) for spec in specs]
     dispatches = {call.dispatch.name: call.dispatch for entry in entries for call in entry.calls}
     title = specs[0].key if len(specs) == 1 else f"{len(specs)} kernels of {fmt.name}"
-    return (
+    rendered = (
         _environment()
         .get_template("kernel.mlir.j2")
         .render(title=f"{title} for {target.id}", target=target, format=fmt, dispatches=list(dispatches.values()), entries=entries)
     )
+    return _without_unused(notation.expand(rendered))
+
+
+_PRIVATE = re.compile(r"^(?:    //[^\n]*\n)*    func\.func private @(\w+)\(.*?\n    \}\n", re.MULTILINE | re.DOTALL)
+
+
+def _without_unused(mlir: str) -> str:
+    """The module without the private functions that no dispatch calls, so that what is printed is what a kernel is made of."""
+    parts = re.split(r"(?m)^(?=hal\.executable\.source )", mlir)
+    return "".join(_used(part) for part in parts)
+
+
+def _used(executable: str) -> str:
+    while unused := {name for name in _PRIVATE.findall(executable) if f"call @{name}(" not in executable}:
+        executable = _PRIVATE.sub(lambda found: "" if found[1] in unused else found[0], executable)
+    return executable

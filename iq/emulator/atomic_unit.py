@@ -1,4 +1,4 @@
-"""Atomic operations on global and workgroup memory. Lanes take their turns in order; the waves' order is the scheduler's."""
+"""Atomic operations on global memory and LDS. The lanes of a wave come in order; the waves' order is the scheduler's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from iq.emulator import operands
 from iq.emulator.alu import types
 from iq.emulator.buffer_unit import Buffer
 from iq.emulator.decoder import Instruction, Operand
-from iq.emulator.memory_unit import CACHE_HINTS, Access, Shape, addresses, delivery, picked, stored
+from iq.emulator.memory_unit import CACHE_HINTS, Access, Shape, addresses, compress, delivery, stored
 from iq.emulator.registers import Mask, Waves, Words
 from iq.emulator.spaces import Addresses, Space
 from iq.emulator.steps import Step, Target
@@ -128,12 +128,12 @@ def apply(space: Space, position: Addresses, what: Operation, data: list[Values]
     while left.size:
         # All first lanes of their addresses at once, then all second ones...
         first = np.sort(np.unique(position[left], return_index=True)[1])
-        turn = left[first]
-        words = space.views.load(position[turn], dtype.itemsize)
+        now = left[first]
+        words = space.views.load(position[now], dtype.itemsize)
         current = np.stack(words, axis=-1).view(dtype)[..., 0]
-        new = np.ascontiguousarray(what.function(current, *(d[turn] for d in data)), dtype)
-        space.views.store(position[turn], dtype.itemsize, list(new.view(np.uint32).reshape(len(turn), -1).T))
-        old[turn] = current
+        new = np.ascontiguousarray(what.function(current, *(d[now] for d in data)), dtype)
+        space.views.store(position[now], dtype.itemsize, list(new.view(np.uint32).reshape(len(now), -1).T))
+        old[now] = current
         left = np.delete(left, first)
     return old
 
@@ -205,7 +205,7 @@ def _ds_address(instruction: Instruction, address: Operand) -> Locate:
 
     def locate(waves: Waves) -> tuple[Space, Addresses, Mask | None]:
         mask = waves.active()
-        return waves.surroundings.lds, picked(read(waves), (waves.count, waves.lanes), mask).astype(np.int64) + offset, mask
+        return waves.environment.lds, compress(read(waves), (waves.count, waves.lanes), mask).astype(np.int64) + offset, mask
 
     return locate
 
@@ -215,7 +215,7 @@ def _global_address(instruction: Instruction, pointer: Operand, more: list[Opera
 
     def locate(waves: Waves) -> tuple[Space, Addresses, Mask | None]:
         mask = waves.active()
-        return waves.surroundings.memory, picked(where(waves), (waves.count, waves.lanes), mask), mask
+        return waves.environment.memory, compress(where(waves), (waves.count, waves.lanes), mask), mask
 
     return locate
 
@@ -226,6 +226,6 @@ def _buffer_address(buffer: Buffer, size: int) -> Locate:
         if buffer.is_private(waves):
             raise buffer.instruction.unknown("an atomic operation on private memory")
         within = np.logical_and.reduce(buffer.inside(waves, offset, size))
-        return waves.surroundings.memory, (buffer.base(waves) + offset)[within], within
+        return waves.environment.memory, (buffer.base(waves) + offset)[within], within
 
     return locate

@@ -1,4 +1,4 @@
-"""Raw buffers: loads, stores and loads to workgroup memory through a resource descriptor in four SGPRs.
+"""Raw buffers: loads, stores and loads to LDS through a resource descriptor in four SGPRs.
 
 A descriptor with its swizzle bit set is the one of private memory that the command processor hands out; older processors reach their
 scratch memory through it.
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from iq.emulator import operands
 from iq.emulator.decoder import Instruction, Operand
-from iq.emulator.memory_unit import CACHE_HINTS, Access, Shape, delivery, picked, spread, stored, to_lds
+from iq.emulator.memory_unit import CACHE_HINTS, Access, Shape, compress, delivery, expand, stored, to_lds
 from iq.emulator.registers import Mask, Waves, Words
 from iq.emulator.spaces import Addresses
 from iq.emulator.steps import Step, Target
@@ -79,14 +79,14 @@ def access(instruction: Instruction, target: Target) -> Step:
     def load(waves: Waves, mask: Mask | None) -> list[Words]:
         offset = buffer.offset(waves)
         if buffer.is_private(waves):
-            return whole.load(waves, waves.surroundings.scratch, picked(offset, offset.shape, mask), mask)
+            return whole.load(waves, waves.environment.scratch, compress(offset, offset.shape, mask), mask)
         address, masks = buffer.base(waves) + offset, buffer.inside(waves, offset, shape.size)
         if masks[-1].all():
-            return whole.load(waves, waves.surroundings.memory, address, None)
+            return whole.load(waves, waves.environment.memory, address, None)
         words = []
         for k, within in enumerate(masks):
-            [value] = word.load(waves, waves.surroundings.memory, (address + 4 * k)[within], within)
-            words.append(picked(spread(value, within), offset.shape, mask))
+            [value] = word.load(waves, waves.environment.memory, (address + 4 * k)[within], within)
+            words.append(compress(expand(value, within), offset.shape, mask))
         return words
 
     if data is None:
@@ -104,8 +104,8 @@ def access(instruction: Instruction, target: Target) -> Step:
         def store(waves: Waves) -> None:
             mask, offset = waves.active(), buffer.offset(waves)
             if buffer.is_private(waves):
-                private = picked(offset, offset.shape, mask)
-                return whole.store(waves, waves.surroundings.scratch, private, mask, values(waves, mask))
+                private = compress(offset, offset.shape, mask)
+                return whole.store(waves, waves.environment.scratch, private, mask, values(waves, mask))
             return _store_inside(waves, buffer, word, offset, shape.size, values(waves, None))
 
         return store
@@ -121,4 +121,4 @@ def access(instruction: Instruction, target: Target) -> Step:
 def _store_inside(waves: Waves, buffer: Buffer, word: Access, offset: Addresses, size: int, values: Sequence[Words]) -> None:
     address = buffer.base(waves) + offset
     for k, within in enumerate(buffer.inside(waves, offset, size)):
-        word.store(waves, waves.surroundings.memory, (address + 4 * k)[within], within, [values[k][within]])
+        word.store(waves, waves.environment.memory, (address + 4 * k)[within], within, [values[k][within]])

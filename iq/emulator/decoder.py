@@ -56,6 +56,8 @@ _WRAPPERS = (
     ("absolute", re.compile(r"\|(.*)\|")),
     ("absolute", re.compile(r"abs\((.*)\)")),
 )
+# In lit(...) stands a literal that a shorter encoding would also have: 0xffffffff is -1.
+_LITERAL = re.compile(r"(-?0x[0-9a-f]+)|lit\((0x[0-9a-f]+)\)")
 _LINE = re.compile(r"\t(.*?)\s*// ([0-9A-F]{12,}): ([0-9A-F]{8})")
 # Branches to a symbol are printed with its name.
 _TO_SYMBOL = re.compile(r"(s_c?branch\w*|s_call_b64 \S+) [^\d\s]\S*")
@@ -216,8 +218,8 @@ def _bare(text: str, bare: str) -> Operand:
         return Operand("address", text, value=_CONSTANTS[bare])
     if bare in _STATES:
         return Operand("state", bare.removeprefix("src_"))
-    if re.fullmatch(r"-?0x[0-9a-f]+", bare):
-        return Operand("literal", text, value=int(bare, 16))
+    if found := _LITERAL.fullmatch(bare):
+        return Operand("literal", text, value=int(found[1] or found[2], 16))
     if re.fullmatch(r"-?\d+", bare):
         return Operand("integer", text, value=int(bare))
     if re.fullmatch(r"-?\d+\.\d+(e[-+]?\d+)?", bare):

@@ -57,7 +57,7 @@ class Dispatch:
         return np.array([[a.ctypes.data, a.ctypes.data + a.size] for a in (self._kernarg, self.code.image)], np.uint64)
 
     def initialise(self, waves: Waves, workgroups: Indices, numbers: Indices) -> None:
-        """Set the registers of waves, which are number so-and-so of their workgroups."""
+        """Set the registers of waves. numbers: each wave's number in its workgroup."""
         d = self._descriptor
         waves.pc[:] = self._entry
         waves.mode_bits = d.float_mode

@@ -41,7 +41,7 @@ class UnknownInstruction(EmulationError):
 
 
 class LdsFault(EmulationError):
-    """An access to workgroup memory outside what the kernel declares."""
+    """An access to LDS outside what the kernel declares."""
 
 
 class ScratchFault(EmulationError):

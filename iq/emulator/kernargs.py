@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from iq.codeobject import Argument
+from iq.bundle.codeobject import Argument
 from iq.emulator.faults import LaunchError
 
 Dim3 = tuple[int, int, int]

@@ -1,4 +1,4 @@
-"""Loads and stores of workgroup memory (DS instructions)."""
+"""Loads and stores of LDS (DS instructions)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from iq.emulator import operands
 from iq.emulator.decoder import Instruction
-from iq.emulator.memory_unit import Access, Shape, delivery, picked, spread, stored
+from iq.emulator.memory_unit import Access, Shape, compress, delivery, expand, stored
 from iq.emulator.registers import Waves, Words
 from iq.emulator.steps import Step, Target
 
@@ -45,10 +45,10 @@ def _read(instruction: Instruction, shape: Shape, offsets: list[int]) -> Step:
 
     def step(waves: Waves) -> None:
         mask = waves.active()
-        base = picked(where(waves), (waves.count, waves.lanes), mask).astype(np.int64)
+        base = compress(where(waves), (waves.count, waves.lanes), mask).astype(np.int64)
         words: list[Words] = []
         for offset in offsets:
-            words += each.load(waves, waves.surroundings.lds, base + offset, mask)
+            words += each.load(waves, waves.environment.lds, base + offset, mask)
         deliver(waves, words, mask)
 
     return step
@@ -64,9 +64,9 @@ def _write(instruction: Instruction, shape: Shape, offsets: list[int]) -> Step:
 
     def step(waves: Waves) -> None:
         mask = waves.active()
-        base = picked(where(waves), (waves.count, waves.lanes), mask).astype(np.int64)
+        base = compress(where(waves), (waves.count, waves.lanes), mask).astype(np.int64)
         for offset, read in zip(offsets, values, strict=True):
-            each.store(waves, waves.surroundings.lds, base + offset, mask, read(waves, mask))
+            each.store(waves, waves.environment.lds, base + offset, mask, read(waves, mask))
 
     return step
 
@@ -88,10 +88,10 @@ def _load_transposed(instruction: Instruction, target: Target) -> Step:
 
     def step(waves: Waves) -> None:
         mask, shape = waves.active(), (waves.count, waves.lanes)
-        base = picked(where(waves), shape, mask).astype(np.int64)
-        loaded = [spread(word, mask) for word in each.load(waves, waves.surroundings.lds, base + offset, mask)]
+        base = compress(where(waves), shape, mask).astype(np.int64)
+        loaded = [expand(word, mask) for word in each.load(waves, waves.environment.lds, base + offset, mask)]
         rows = np.stack(loaded, axis=-1).view(element).reshape(waves.count, waves.lanes // 16, count, 16)
         columns = np.ascontiguousarray(rows.swapaxes(2, 3)).view(np.uint32).reshape(*shape, 2)
-        deliver(waves, [picked(columns[..., k], shape, mask) for k in range(2)], mask)
+        deliver(waves, [compress(columns[..., k], shape, mask) for k in range(2)], mask)
 
     return step

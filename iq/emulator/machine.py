@@ -1,10 +1,10 @@
 """The machine: all waves of a dispatch, in batches of whole workgroups, until every one has ended.
 
 Waves at the same instruction execute it together, as numpy operations over [waves, lanes]. Each wave has a program counter of its own; of
-those that have parted, the ones at the lowest address go first, so that they meet again after a loop or a branch.
+those that have diverged, the ones at the lowest address go first, so that they reconverge after a loop or a branch.
 
-Real waves of a workgroup run in no particular order between barriers. Here, the waves of each workgroup are dealt at random into crews;
-a crew runs for a random time, then another one does. A kernel that lacks a barrier computes something else under some seed.
+Real waves of a workgroup run in no particular order between barriers. Here, the waves of each workgroup are split at random into wave
+groups; one runs for a time slice of random length, then another does. A kernel that lacks a barrier fails under some seed.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from iq.compile.disassembly import classify, mnemonics
 from iq.emulator.alu import MatrixOperandError, Mode, UnsupportedMode
 from iq.emulator.compiler import compile_step
 from iq.emulator.dispatch import Dispatch
 from iq.emulator.faults import BarrierDeadlock, EmulationError, InstructionLimit
 from iq.emulator.kernargs import Dim3
 from iq.emulator.program import LoadedCode
-from iq.emulator.registers import Indices, Surroundings, Waves
-from iq.emulator.spaces import DeviceMemory, GlobalSpace, PartedSpace, Statistics
+from iq.emulator.registers import Environment, Indices, Waves
+from iq.emulator.spaces import DeviceMemory, GlobalSpace, PartitionedSpace, Statistics
 from iq.emulator.steps import STOP, Step
+from iq.inspect.classes import classify
+from iq.inspect.disassembly import mnemonics
 
 __all__ = ["Options", "Statistics", "launch"]
 
 # Lanes of a batch: enough for numpy to be busy, few enough for its registers to stay in the processor's cache.
 _BATCH_LANES = 1 << 16
-# Instructions that a crew executes before another one may, at random between these.
-_SHORTEST_TURN, _LONGEST_TURN = 64, 4096
+# A time slice: instructions that a wave group executes before another one may, at random between these.
+_SHORTEST_SLICE, _LONGEST_SLICE = 64, 4096
 _NEVER = 1 << 62
 
 
@@ -38,14 +39,14 @@ _NEVER = 1 << 62
 class Options:
     """How to run a launch.
 
-    seed: of the order in which waves run. instruction_limit: wave instructions that the launch may execute. crews: into how many parts
-    the waves of a workgroup are dealt; more find a missing barrier sooner, and take longer where workgroups are few. preload: whether the
-    firmware preloads kernel arguments into SGPRs where a kernel asks for that.
+    seed: of the order in which waves run. instruction_limit: wave instructions that the launch may execute.
+    wave_groups: how many the waves of a workgroup are split into; more find a missing barrier sooner, and take longer where workgroups are
+    few. preload: whether the firmware preloads kernel arguments into SGPRs where a kernel asks for that.
     """
 
     seed: int = 0
     instruction_limit: int = 1_000_000_000
-    crews: int = 2
+    wave_groups: int = 2
     preload: bool = True
 
 
@@ -75,7 +76,7 @@ class Machine:
         self._statistics = Statistics()
         self._memory = GlobalSpace(memory, dispatch.readable())
         self._random = np.random.default_rng(options.seed)
-        self._crew_count = options.crews
+        self._group_count = options.wave_groups
         self._modes: dict[int, Mode] = {}
 
     def run(self) -> Statistics:
@@ -97,71 +98,71 @@ class Machine:
                 self._statistics.instructions[classify(mnemonic, "rocm")] += count
 
     def _run_batch(self, workgroups: Indices) -> None:
-        crews = self._crews(workgroups)
+        groups = self._wave_groups(workgroups)
         while True:
-            able = [crew for crew in crews if not (crew.ended | crew.waiting).all()]
+            able = [group for group in groups if not (group.ended | group.waiting).all()]
             if able:
-                self._turn(able[self._random.integers(len(able))])
-            elif all(crew.ended.all() for crew in crews):
+                self._run_slice(able[self._random.integers(len(able))])
+            elif all(group.ended.all() for group in groups):
                 return
             else:
-                self._release(crews, len(workgroups))
+                self._release(groups, len(workgroups))
 
-    def _crews(self, workgroups: Indices) -> list[Waves]:
-        """The waves of some workgroups, dealt at random."""
+    def _wave_groups(self, workgroups: Indices) -> list[Waves]:
+        """The waves of some workgroups, split at random."""
         per_workgroup = self._dispatch.waves_per_workgroup
         total = len(workgroups) * per_workgroup
-        around = Surroundings(
+        environment = Environment(
             self._memory,
-            PartedSpace.lds(len(workgroups), self._dispatch.lds),
-            PartedSpace.scratch(total * self._dispatch.lanes, self._dispatch.scratch),
+            PartitionedSpace.lds(len(workgroups), self._dispatch.lds),
+            PartitionedSpace.scratch(total * self._dispatch.lanes, self._dispatch.scratch),
             self._statistics,
             self._modes,
         )
         slot, number = np.divmod(np.arange(total), per_workgroup)
-        # Ranks within the workgroup, shuffled: each crew gets its share of every workgroup.
+        # Ranks within the workgroup, shuffled: each wave group gets its share of every workgroup.
         rank = self._random.random((len(workgroups), per_workgroup)).argsort(axis=1).ravel()
-        crew = (rank + self._random.integers(self._crew_count, size=len(workgroups))[slot]) % self._crew_count
+        group = (rank + self._random.integers(self._group_count, size=len(workgroups))[slot]) % self._group_count
         found = []
-        for members in (np.flatnonzero(crew == k) for k in range(self._crew_count)):
+        for members in (np.flatnonzero(group == k) for k in range(self._group_count)):
             if members.size:
-                waves = Waves(self._dispatch.lanes, slot[members], members, around)
+                waves = Waves(self._dispatch.lanes, slot[members], members, environment)
                 self._dispatch.initialise(waves, workgroups[slot[members]], number[members])
                 found.append(waves)
         return found
 
-    def _release(self, crews: list[Waves], workgroups: int) -> None:
+    def _release(self, groups: list[Waves], workgroups: int) -> None:
         """Let waves go on whose workgroup has arrived at the barrier. Waves that have ended are not waited for."""
         fewest = np.full(workgroups, _NEVER)
-        for crew in crews:
-            running = ~crew.ended
-            np.minimum.at(fewest, crew.slots[running], crew.arrivals[running])
+        for group in groups:
+            running = ~group.ended
+            np.minimum.at(fewest, group.slots[running], group.arrivals[running])
         released = False
-        for crew in crews:
-            ready = crew.waiting & (fewest[crew.slots] >= crew.waits)
-            crew.waiting &= ~ready
+        for group in groups:
+            ready = group.waiting & (fewest[group.slots] >= group.waits)
+            group.waiting &= ~ready
             released |= bool(ready.any())
         if not released:
-            stuck = next(crew for crew in crews if crew.waiting.any())
+            stuck = next(group for group in groups if group.waiting.any())
             at = int(stuck.pc[stuck.waiting.argmax()]) - 1
             raise BarrierDeadlock("waves wait at a barrier that others of their workgroup never reach", self._code.program.place(at))
 
-    def _turn(self, crew: Waves) -> None:
-        """Run a crew until it waits, has ended, or its time is up."""
-        left = int(self._random.integers(_SHORTEST_TURN, _LONGEST_TURN))
+    def _run_slice(self, group: Waves) -> None:
+        """Run a wave group for a time slice, or until all its waves wait or have ended."""
+        left = int(self._random.integers(_SHORTEST_SLICE, _LONGEST_SLICE))
         while left > 0:
-            chosen, index, stop = _lowest(crew)
+            chosen, index, stop = _lowest(group)
             if chosen is not None and not chosen.size:
                 return
-            crew.choose(chosen)
-            left -= self._run_together(crew, index, stop, left)
+            group.choose(chosen)
+            left -= self._run_together(group, index, stop, left)
 
-    def _run_together(self, crew: Waves, index: int, stop: int, turn: int) -> int:
-        """Run the chosen waves from an instruction on until they part, meet the next ones, wait, end, or jump after `turn` instructions.
+    def _run_together(self, group: Waves, index: int, stop: int, time_slice: int) -> int:
+        """Run the chosen waves until they diverge, meet the next ones, wait, end, or jump after `time_slice` instructions.
 
         Returns how many instructions that were.
         """
-        steps, executed, count = self._steps, self._executed, crew.count
+        steps, executed, count = self._steps, self._executed, group.count
         done = 0
         try:
             while index < stop:
@@ -170,20 +171,20 @@ class Machine:
                     step = steps[index] = compile_step(self._code, index, self._dispatch.target)
                 executed[index] += count
                 done += 1
-                result = step(crew)
+                result = step(group)
                 if result is None:
                     index += 1
                 elif isinstance(result, np.ndarray):
-                    crew.pc[crew.rows] = result
+                    group.pc[group.rows] = result
                     return self._account(done, count)
                 elif result == STOP:
-                    self._arrived(crew)
+                    self._arrived(group)
                     return self._account(done, count)
                 else:
                     index = result
-                    if done >= turn:
+                    if done >= time_slice:
                         break
-            crew.pc[crew.rows] = index
+            group.pc[group.rows] = index
             return self._account(done, count)
         except EmulationError as error:
             raise error.at(self._code.program.place(index)) from error
@@ -194,9 +195,9 @@ class Machine:
                 raise
             raise EmulationError("execution past the end of the code", self._code.program.place(index)) from error
 
-    def _arrived(self, crew: Waves) -> None:
-        if crew.waiting[crew.rows].any():
-            self._statistics.barriers += crew.count
+    def _arrived(self, group: Waves) -> None:
+        if group.waiting[group.rows].any():
+            self._statistics.barriers += group.count
 
     def _account(self, instructions: int, waves: int) -> int:
         self._left -= instructions * waves
@@ -206,19 +207,19 @@ class Machine:
         return instructions
 
 
-def _lowest(crew: Waves) -> tuple[Indices | None, int, int]:
-    """The waves at the lowest instruction (None: all of the crew), that instruction, and the one where the next waves are."""
-    able: NDArray[np.bool_] = ~(crew.ended | crew.waiting)
-    counters = np.where(able, crew.pc, _NEVER)
+def _lowest(group: Waves) -> tuple[Indices | None, int, int]:
+    """The waves at the lowest instruction (None: all of the group), that instruction, and the one where the next waves are."""
+    able: NDArray[np.bool_] = ~(group.ended | group.waiting)
+    counters = np.where(able, group.pc, _NEVER)
     lowest = int(counters.min())
     if lowest == _NEVER:
         return np.empty(0, np.intp), 0, 0
     at = counters == lowest
-    if at.all() and not crew.modes_differ:
+    if at.all() and not group.modes_differ:
         return None, lowest, _NEVER
     chosen = np.flatnonzero(at)
-    if crew.modes_differ:
-        agreeing = crew.of_one_mode(chosen)
+    if group.modes_differ:
+        agreeing = group.of_one_mode(chosen)
         if agreeing.size < chosen.size:
             return agreeing, lowest, lowest + 1
     return chosen, lowest, int(counters[~at].min()) if not at.all() else _NEVER

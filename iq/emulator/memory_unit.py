@@ -67,14 +67,14 @@ class Shape:
         return cls(*size, half)
 
 
-def picked(value: NDArray[Any], shape: tuple[int, int], mask: Mask | None) -> NDArray[Any]:
+def compress(value: NDArray[Any], shape: tuple[int, int], mask: Mask | None) -> NDArray[Any]:
     """The active lanes' values: [lanes that are active], or all as [waves, lanes]."""
     whole = value if value.shape == shape else np.broadcast_to(value, shape)
     return whole if mask is None else whole[mask]
 
 
-def spread(values: Words, mask: Mask | None) -> Words:
-    """The reverse of `picked`; 0 in inactive lanes."""
+def expand(values: Words, mask: Mask | None) -> Words:
+    """The reverse of `compress`; 0 in inactive lanes."""
     if mask is None:
         return values
     whole = np.zeros(mask.shape, np.uint32)
@@ -111,20 +111,20 @@ class Access:
         return position
 
     def _owner(self, waves: Waves, space: Space, mask: Mask | None) -> NDArray[np.intp]:
-        if space is waves.surroundings.lds:
+        if space is waves.environment.lds:
             slots = waves.slots[waves.rows]
             return slots[:, None] if mask is None else slots[np.nonzero(mask)[0]]
-        if space is waves.surroundings.scratch:
+        if space is waves.environment.scratch:
             return waves.scratch_slots if mask is None else waves.scratch_slots[mask]
         return waves.slots[:0]
 
     def _count(self, waves: Waves, space: Space, lanes: int, writes: bool) -> None:
-        statistics, moved = waves.surroundings.statistics, lanes * self._size
-        if space is waves.surroundings.memory:
+        statistics, moved = waves.environment.statistics, lanes * self._size
+        if space is waves.environment.memory:
             (statistics.bytes_written if writes else statistics.bytes_read)[self._bits] += moved
-        elif space is waves.surroundings.lds and writes:
+        elif space is waves.environment.lds and writes:
             statistics.lds_written += moved
-        elif space is waves.surroundings.lds:
+        elif space is waves.environment.lds:
             statistics.lds_read += moved
 
 
@@ -139,7 +139,7 @@ def delivery(instruction: Instruction, destination: Operand, shape: Shape) -> De
 
     def deliver(waves: Waves, words: list[Words], mask: Mask | None) -> None:
         for k in range(count):
-            value = shape.extended(spread(words[k], mask))
+            value = shape.extended(expand(words[k], mask))
             if shape.half:
                 value = operands.half_merged(waves, register, value.astype(np.uint16), shape.half == "high", keep=True)
             waves.write_vector(register + k, value, mask)
@@ -154,7 +154,7 @@ def stored(instruction: Instruction, source: Operand, shape: Shape) -> Callable[
     readers = [operands.raw(instruction, source, word=k) for k in range(shape.words)]
 
     def read(waves: Waves, mask: Mask | None) -> list[Words]:
-        words = [picked(reader(waves), (waves.count, waves.lanes), mask) for reader in readers]
+        words = [compress(reader(waves), (waves.count, waves.lanes), mask) for reader in readers]
         return [word >> np.uint32(16) for word in words] if shape.half == "high" else words
 
     return read
@@ -198,28 +198,28 @@ def _spaces(kind: str) -> Callable[[Waves, Addresses, Mask | None], list[tuple[S
     """Which spaces the active lanes' addresses are in. Only flat instructions may have lanes in several."""
 
     def flat(waves: Waves, address: Addresses, mask: Mask | None) -> list[tuple[Space, Addresses, Mask | None]]:
-        around = waves.surroundings
+        environment = waves.environment
         aperture = address >> 32
         if not address.size or not ((aperture == SHARED_APERTURE) | (aperture == PRIVATE_APERTURE)).any():
-            return [(around.memory, address, mask)]
+            return [(environment.memory, address, mask)]
         active = waves.active_lanes()
         each = np.zeros(active.shape, np.int64)
         each[active] = aperture.ravel()
         found: list[tuple[Space, Addresses, Mask | None]] = []
         for space, within in (
-            (around.lds, each == SHARED_APERTURE),
-            (around.scratch, each == PRIVATE_APERTURE),
-            (around.memory, (each != SHARED_APERTURE) & (each != PRIVATE_APERTURE)),
+            (environment.lds, each == SHARED_APERTURE),
+            (environment.scratch, each == PRIVATE_APERTURE),
+            (environment.memory, (each != SHARED_APERTURE) & (each != PRIVATE_APERTURE)),
         ):
             part = within & active
             if part.any():
                 chosen = address.ravel()[part[active]]
-                found.append((space, chosen if space is around.memory else chosen & 0xFFFF_FFFF, part))
+                found.append((space, chosen if space is environment.memory else chosen & 0xFFFF_FFFF, part))
         return found
 
     return {
-        "global": lambda waves, address, mask: [(waves.surroundings.memory, address, mask)],
-        "scratch": lambda waves, address, mask: [(waves.surroundings.scratch, address, mask)],
+        "global": lambda waves, address, mask: [(waves.environment.memory, address, mask)],
+        "scratch": lambda waves, address, mask: [(waves.environment.scratch, address, mask)],
         "flat": flat,
     }[kind]
 
@@ -246,7 +246,7 @@ def vector_access(instruction: Instruction, target: Target) -> Step:
 
         def store(waves: Waves) -> None:
             mask = waves.active()
-            address = picked(where(waves), (waves.count, waves.lanes), mask)
+            address = compress(where(waves), (waves.count, waves.lanes), mask)
             for space, part, within in spaces(waves, address, mask):
                 access.store(waves, space, part, within, values(waves, within))
 
@@ -255,7 +255,7 @@ def vector_access(instruction: Instruction, target: Target) -> Step:
 
     def load(waves: Waves) -> None:
         mask = waves.active()
-        address = picked(where(waves), (waves.count, waves.lanes), mask)
+        address = compress(where(waves), (waves.count, waves.lanes), mask)
         # All of them before anything is written: the destination may hold the addresses.
         for space, part, within in spaces(waves, address, mask):
             deliver(waves, access.load(waves, space, part, within), within)
@@ -264,21 +264,21 @@ def vector_access(instruction: Instruction, target: Target) -> Step:
 
 
 def load_to_lds(instruction: Instruction, where: Callable[[Waves], Addresses]) -> Step:
-    """global_load_lds_*: lane by lane to workgroup memory from M0 on (ISA manuals, "LDS direct and parameter load")."""
+    """global_load_lds_*: lane by lane to LDS from M0 on (ISA manuals, "LDS direct and parameter load")."""
     shape = Shape.parse(instruction, "lds")
     access, offset = Access(instruction, shape.size), instruction.integer("offset")
 
     def step(waves: Waves) -> None:
         mask, size = waves.active(), (waves.count, waves.lanes)
-        words = access.load(waves, waves.surroundings.memory, picked(where(waves), size, mask), mask)
+        words = access.load(waves, waves.environment.memory, compress(where(waves), size, mask), mask)
         to_lds(waves, access, shape, words, mask, offset)
 
     return step
 
 
 def to_lds(waves: Waves, access: Access, shape: Shape, words: list[Words], mask: Mask | None, offset: int) -> None:
-    """Store loaded words to workgroup memory at M0 + offset + lane * bytes."""
+    """Store loaded words to LDS at M0 + offset + lane * bytes."""
     stride = max(shape.size, 4)
     first = (waves.scalar(M0) & np.uint32(0xFFFC)).astype(np.int64)[:, None] + offset
-    where = picked(first + stride * waves.lane.astype(np.int64), (waves.count, waves.lanes), mask)
-    access.store(waves, waves.surroundings.lds, where, mask, words)
+    where = compress(first + stride * waves.lane.astype(np.int64), (waves.count, waves.lanes), mask)
+    access.store(waves, waves.environment.lds, where, mask, words)

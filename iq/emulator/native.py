@@ -7,10 +7,10 @@ import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
-from iq.compile.cache import Cache
+from iq.atomic import replacing
+from iq.cache import Cache
 from iq.emulator.faults import EmulationError
 
 SOURCES = Path(__file__).parent / "fakehip"
@@ -49,10 +49,7 @@ def _build(sources: list[Path], path: Path) -> None:
             "Install the package gcc (Debian and Ubuntu: apt-get install gcc libc6-dev), or name one with CC"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Built elsewhere and moved, so that it appears whole or not at all.
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        built = Path(folder) / path.name
+    with replacing(path) as built:
         done = subprocess.run([compiler, *_FLAGS, "-o", built, *sources], capture_output=True, text=True, check=False)
         if done.returncode:
             raise NoCCompilerError(f"{compiler} cannot build the emulator's HIP runtime:\n{done.stderr.strip()[:2000]}")
-        built.replace(path)

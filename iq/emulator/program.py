@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from iq.codeobject import CodeObject, Kernel
-from iq.compile.cache import Cache
-from iq.compile.disassembly import Objdump
+from iq.bundle.codeobject import CodeObject, Kernel
+from iq.cache import Cache
 from iq.emulator import decoder
 from iq.emulator.decoder import Instruction
 from iq.emulator.faults import DisassemblerError, EmulationError, LaunchError, Place, UnknownInstruction
+from iq.inspect.disassembly import Objdump
+from iq.inspect.probe import DIGEST
 
 _PAGE = 4096
 # Instructions may prefetch or be fetched past the end.
@@ -89,7 +90,8 @@ class Program:
     def disassemble(cls, code: CodeObject, cache: Cache | None = None) -> Program:
         """The program of a code object, from the cache or from llvm-objdump. Raises DisassemblerError."""
         cache = cache or Cache()
-        path = cache.directory / "isa" / f"{hashlib.sha256(code.elf).hexdigest()}.json"
+        # Kept only while the same disassemblers are accepted.
+        path = cache.path(".isa", DIGEST, hashlib.sha256(code.elf).hexdigest())
         if path.exists():
             listing = [(int(address), str(text)) for address, text in json.loads(path.read_text())]
         else:
@@ -162,7 +164,7 @@ def aligned(data: bytes, boundary: int, slack: int) -> NDArray[np.uint8]:
 def _listing(elf: bytes) -> str:
     found = Objdump.find()
     if isinstance(found, str):
-        raise DisassemblerError(f"the emulator needs llvm-objdump (Debian and Ubuntu: package llvm-22 from apt.llvm.org): {found}")
+        raise DisassemblerError(f"the emulator needs a disassembler, but there is {found}")
     try:
         return found.listing(elf, "rocm")
     except RuntimeError as error:

@@ -18,7 +18,7 @@ from iq.emulator.alu.types import Mode
 from iq.emulator.decoder import EXEC, NULL, SCALAR_REGISTERS, VECTOR_REGISTERS
 
 if TYPE_CHECKING:
-    from iq.emulator.spaces import GlobalSpace, PartedSpace, Statistics
+    from iq.emulator.spaces import GlobalSpace, PartitionedSpace, Statistics
 
 # What a register holds that nobody wrote: NaN as f32, as both f16 and as both bf16, and no address.
 POISON = np.uint32(0x7FD5_7FD5)
@@ -29,12 +29,12 @@ Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class Environment:
     """What waves work on besides their registers. modes: one object for each floating-point mode, which instructions are prepared for."""
 
     memory: GlobalSpace
-    lds: PartedSpace
-    scratch: PartedSpace
+    lds: PartitionedSpace
+    scratch: PartitionedSpace
     statistics: Statistics
     modes: dict[int, Mode]
 
@@ -53,10 +53,10 @@ class Waves:
     order of `chosen`.
     """
 
-    def __init__(self, lanes: int, slots: Indices, scratch_slots: Indices, surroundings: Surroundings) -> None:
+    def __init__(self, lanes: int, slots: Indices, scratch_slots: Indices, environment: Environment) -> None:
         """scratch_slots: the number of each wave, by its lanes' parts of private memory."""
         total = len(slots)
-        self.surroundings = surroundings
+        self.environment = environment
         self.lanes = lanes
         self.total = total
         self.slots = slots
@@ -78,7 +78,7 @@ class Waves:
         # The low byte of MODE for each wave, and as the chosen waves have it: they are chosen so that they agree.
         self._modes: NDArray[np.uint8] = np.zeros(total, np.uint8)
         self.modes_differ = False
-        self.mode = surroundings.mode(0)
+        self.mode = environment.mode(0)
         self.dx10_clamp = True
         # How far each wave has come at barriers: how often it has arrived, how often it has waited for the others, whether it does now.
         self.arrivals: Indices = np.zeros(total, np.intp)
@@ -91,7 +91,7 @@ class Waves:
         self.chosen = waves
         self.count = self.total if waves is None else len(waves)
         if self.modes_differ:
-            self.mode = self.surroundings.mode(self.mode_bits)
+            self.mode = self.environment.mode(self.mode_bits)
 
     @property
     def rows(self) -> Indices | slice:
@@ -270,7 +270,7 @@ class Waves:
     def mode_bits(self, bits: int) -> None:
         self._modes[self.rows] = bits
         self.modes_differ = self.chosen is not None and bool((self._modes != bits).any())
-        self.mode = self.surroundings.mode(bits)
+        self.mode = self.environment.mode(bits)
 
     def of_one_mode(self, waves: Indices) -> Indices:
         """Those of the waves whose mode is that of the first. The machine chooses them, then takes over their mode."""

@@ -46,7 +46,7 @@ def load(instruction: Instruction, target: Target) -> Step:
 
     def step(waves: Waves) -> None:
         address = (start(waves).view(np.int64) & align) + relative(waves)
-        deliver(waves, access.load(waves, waves.surroundings.memory, address, None))
+        deliver(waves, access.load(waves, waves.environment.memory, address, None))
 
     def buffer_step(waves: Waves) -> None:
         offset = relative(waves)
@@ -56,7 +56,7 @@ def load(instruction: Instruction, target: Target) -> Step:
         for k in range(shape.words):
             inside = offset + 4 * k + min(shape.size, 4) <= end
             value = np.zeros(waves.count, np.uint32)
-            [loaded] = each.load(waves, waves.surroundings.memory, (first + offset + 4 * k)[inside], None)
+            [loaded] = each.load(waves, waves.environment.memory, (first + offset + 4 * k)[inside], None)
             value[inside] = loaded
             words.append(value)
         deliver(waves, words)

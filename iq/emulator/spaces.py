@@ -30,7 +30,7 @@ _ADDRESSES = SHARED_APERTURE << 31  # 2^47, where the host's addresses end
 class Statistics:
     """What a launch executed.
 
-    instructions: of waves, by class (see iq.compile.disassembly.classify). bytes_read, bytes_written: of global memory, by the bits that
+    instructions: of waves, by class (see iq.inspect.classes.classify). bytes_read, bytes_written: of global memory, by the bits that
     one lane moves at a time; scalar loads count for one lane. lds_read, lds_written: bytes. barriers: waves that arrived at one.
     """
 
@@ -150,7 +150,7 @@ class GlobalSpace:
         return address - _FIRST_ADDRESS
 
 
-class PartedSpace:
+class PartitionedSpace:
     """An array with a part for each owner: a workgroup's LDS, or a lane's private memory. What nobody wrote is poison."""
 
     def __init__(self, owners: int, size: int, fault: type[EmulationError], name: str) -> None:
@@ -160,11 +160,11 @@ class PartedSpace:
         self.views = Views.of(octets)
 
     @classmethod
-    def lds(cls, workgroups: int, size: int) -> PartedSpace:
-        return cls(workgroups, size, LdsFault, "workgroup memory")
+    def lds(cls, workgroups: int, size: int) -> PartitionedSpace:
+        return cls(workgroups, size, LdsFault, "LDS")
 
     @classmethod
-    def scratch(cls, lanes: int, size: int) -> PartedSpace:
+    def scratch(cls, lanes: int, size: int) -> PartitionedSpace:
         return cls(lanes, size, ScratchFault, "private memory")
 
     def positions(self, address: Addresses, size: int, what: str, owner: Indices, writes: bool) -> Addresses:
@@ -175,4 +175,4 @@ class PartedSpace:
         return address + owner * self._stride
 
 
-Space = GlobalSpace | PartedSpace
+Space = GlobalSpace | PartitionedSpace

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from iq.errors import BytecodeError, DeviceError, NoKernelError, ShapeError
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.runtime.arrays import check_sizes
 from iq.runtime.buffer import Buffer
 from iq.runtime.hal import BufferArgument, Hal
@@ -45,7 +45,7 @@ class Kernel:
         return self._spec.key
 
     def __call__(self, inputs: Sequence[Buffer], sizes: dict[str, int], outputs: Sequence[Buffer]) -> None:
-        """Run it on inputs, sizes by name, and the buffers that results land in (see `iq.ops.Op`). Returns when it is done.
+        """Run it on inputs, sizes by name, and the buffers that results land in (see `iq.kernels.Op`). Returns when it is done.
 
         The caller has checked dtypes, and that ids are within the tensor. Raises ShapeError for a buffer that is shorter than the sizes
         take or a size over 31 bits, LayoutError for a misaligned buffer, DeviceError when the device fails or is another than a buffer's,

@@ -257,12 +257,17 @@ def _wmma_gfx11_layout(k: int, wave: int) -> Layout:
     return Layout(_pairs(i, kk), _pairs(16 * (row % groups), row // groups), copies=16)
 
 
-def _wmma_gfx12_layout(k: int) -> Layout:
-    """A's row i in the lanes i (first half of K) and i + 16 (second half); B's columns likewise. D's column is l % 16 of a lane l, rows 0
-    to 7 in the lower lanes, 8 to 15 in the upper ones."""
+def _wmma_gfx12_layout(k: int, bits: int) -> Layout:
+    """A's row i in the lanes i and i + 16; B's columns likewise. D's column is l % 16 of a lane l, rows 0 to 7 in the lower lanes, 8 to 15
+    in the upper ones.
+
+    Of K, elements of 4 and 8 bits have the first half in lane i and the second in lane i + 16; those of 16 bits k 0 to 3 and 8 to 11 in
+    lane i, and the others in lane i + 16 (github.com/ROCm/amd_matrix_instruction_calculator, architecture rdna4, wave32).
+    """
     _, i, kk = _indices(1, 16, k)
     _, row = _indices(1, 16)
-    return Layout(_pairs(i + 16 * (kk // (k // 2)), kk % (k // 2)), _pairs(16 * (row // 8), row % 8))
+    run = 4 if bits == 16 else k // 2  # elements with consecutive k in a lane
+    return Layout(_pairs(i + 16 * (kk // run % 2), kk // (2 * run) * run + kk % run), _pairs(16 * (row // 8), row % 8))
 
 
 # (side of the square tile, K, blocks), by element type.
@@ -316,7 +321,7 @@ _WMMA_GFX12_TYPES = (("i32", 32, "iu4", "iu4"), *(("f32", 16, a, b) for a in ("f
 def _wmma(types: tuple[tuple[str, int, str, str], ...], gfx12: bool, wave: int) -> Iterator[tuple[str, MatrixOp]]:
     for result, k, a, b in types:
         name = f"v_wmma_{result}_16x16x{k}_{a if a == b and a not in _OCP else f'{a}_{b}'}"
-        layout = _wmma_gfx12_layout(k) if gfx12 else _wmma_gfx11_layout(k, wave)
+        layout = _wmma_gfx12_layout(k, _ELEMENT_BITS[a]) if gfx12 else _wmma_gfx11_layout(k, wave)
         registers = k * _ELEMENT_BITS[a] // 32 // (2 if gfx12 else 1)
         spread = not gfx12 and _ELEMENT_BITS[result] == 16
         results = 256 * (32 if spread else _ELEMENT_BITS[result]) // (32 * wave)

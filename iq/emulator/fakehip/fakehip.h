@@ -52,7 +52,7 @@ typedef struct {
   uint32_t lds, wave, max_threads;
 } properties;
 
-// A kernel: its number, workgroup memory, and where the arguments go in its kernarg segment.
+// A kernel: its number, bytes of LDS, and where the arguments go in its kernarg segment.
 typedef struct {
   uint64_t id;
   uint32_t lds, kernarg, count;

@@ -1,0 +1,59 @@
+"""Which of several artifacts a device may run, and gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from iq.bundle.reading import Bundle, find, read_manifest
+from iq.errors import BundleError, NoArtifactError
+from iq.targets import Accepted, DeviceId, Rejected, Target, match
+
+
+def best_match(artifacts: Iterable[str], device_id: DeviceId, cpu_flags: frozenset[str], candidates: str) -> str:
+    """The id of the artifact that fits a device best (see iq.targets.match).
+
+    candidates: what the artifacts are called in the message. Raises NoArtifactError where none fits, with the reason for each.
+    """
+    verdicts = {artifact: match(DeviceId.parse(artifact), device_id, cpu_flags) for artifact in artifacts}
+    accepted = [(verdict.rank, artifact) for artifact, verdict in verdicts.items() if isinstance(verdict, Accepted)]
+    if not accepted:
+        reasons = [f"\n  {artifact}: {verdict.reason}" for artifact, verdict in verdicts.items() if isinstance(verdict, Rejected)]
+        raise NoArtifactError(f"none of {candidates} runs on {device_id}:{''.join(reasons)}\n`iq targets` lists what `iq compile` can make")
+    return min(accepted)[1]
+
+
+class Bundles:
+    """The bundles at a path, one for each target: where the runtime gets its kernels from."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Find the bundles: a directory of them, one bundle's directory, or a zip. Only manifests are read.
+
+        Raises ManifestError, or BundleError when two bundles are for the same target.
+        """
+        self.path = Path(path)
+        self._paths: dict[str, Path] = {}
+        self._opened: dict[str, Bundle] = {}
+        for found in find(self.path):
+            target = read_manifest(found).target
+            if target in self._paths:
+                raise BundleError(f"{self._paths[target]} and {found} are both for {target}: remove one")
+            self._paths[target] = found
+
+    def target(self, device_id: DeviceId, cpu_flags: frozenset[str] = frozenset()) -> Target:
+        """The target whose artifacts fit the device best: pinned to its features, else for any; its bundle is checked now.
+
+        Raises NoArtifactError with what there is and why each was rejected, and what Bundle.open raises.
+        """
+        return self._bundle(best_match(self._paths, device_id, cpu_flags, f"the artifacts in {self.path}")).target
+
+    def module(self, target: Target, format: str) -> Path | memoryview:
+        """The vmfb with a format's kernels for a target that `target()` returned. Raises NoKernelError where the bundle has none."""
+        return self._bundle(target.id).module(format)
+
+    def _bundle(self, target: str) -> Bundle:
+        if target not in self._paths:
+            raise NoArtifactError(f"{self.path} holds no artifact for {target}; it has {', '.join(self._paths)}")
+        if target not in self._opened:
+            self._opened[target] = Bundle.open(self._paths[target])
+        return self._opened[target]

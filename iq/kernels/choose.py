@@ -1,0 +1,88 @@
+"""Which kernel serves a problem: a pure function of op, format, target and shape, with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iq.errors import FormatError, KernelKeyError, ShapeError
+from iq.formats import Format
+from iq.kernels.kernel import Kernel
+from iq.kernels.ops import DEQUANTIZE_MUL_MAT_VEC, MUL_MAT_VEC, OPS, VEC_COLUMNS
+from iq.kernels.schedules import VecSchedule
+from iq.kernels.spec import KernelSpec
+from iq.targets import Target
+
+# The kernels that a product may be asked for by name, and what each takes activations as.
+_MATVECS: dict[str, Kernel] = {"q8_1": MUL_MAT_VEC, "float": DEQUANTIZE_MUL_MAT_VEC}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A product's shape: M rows of activations, a weight of N rows of K."""
+
+    m: int
+    n: int
+    k: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel, the reasons for it, and the keys of what else the problem could take."""
+
+    spec: KernelSpec
+    why: str
+    others: tuple[str, ...]
+
+
+def choose(op: str, fmt: type[Format], target: Target, problem: Problem, via: str | None = None) -> Choice:
+    """The kernel that multiplies a weight with activations: today "mul_mat" is the one op that leaves a choice.
+
+    Up to 8 rows of activations take a matvec (candle's and llama.cpp's rule), more a mul_mat.
+    via: "q8_1" quantizes the activations to q8_1, "float" keeps them; None takes q8_1 for matvecs and wherever the target has no matrix
+    cores, else float. Plain formats only have "float".
+    Raises KernelKeyError for another op, FormatError for a `via` that the format does not have, ShapeError for sizes below 1.
+    """
+    if op != "mul_mat":
+        raise KernelKeyError(f"{op!r} leaves no choice of kernels; mul_mat does")
+    if via not in (None, "q8_1", "float"):
+        raise FormatError(f"via={via!r}: expected 'q8_1', 'float' or None")
+    quantized = fmt.kind == "weights"
+    if via == "q8_1" and not quantized:
+        raise FormatError(f"{fmt.name} weights are not quantized: via='q8_1' does not apply; use via='float'")
+    if min(problem.m, problem.n, problem.k) < 1:
+        raise ShapeError(f"no kernel multiplies M = {problem.m}, N = {problem.n}, K = {problem.k}: all must be positive")
+    matvec = problem.m <= VEC_COLUMNS[-1]
+    taken = via or ("q8_1" if quantized and (matvec or not target.matrix_cores) else "float")
+    if via or not quantized:
+        reason = f"via {taken}, as asked" if via else f"via float: {fmt.name} is not quantized"
+    elif matvec:
+        reason = "via q8_1: the default of matvecs"
+    else:
+        reason = f"via {taken}: {target.id} has {'' if target.matrix_cores else 'no '}matrix cores"
+    vias = tuple(v for v in _MATVECS if v == "float" or quantized)
+    if matvec:
+        spec, more = _matvec(_MATVECS[taken], fmt, target, problem)
+        reasons = [f"M = {problem.m} is at most {VEC_COLUMNS[-1]}", reason, *more]
+        keys = [s for v in vias for s in _keys(_MATVECS[v], fmt, target, spec.columns or 0)]
+    else:
+        spec = KernelSpec("mul_mat", fmt.name, via=taken)
+        reasons = [f"M = {problem.m} is above {VEC_COLUMNS[-1]}", reason]
+        keys = [KernelSpec("mul_mat", fmt.name, via=v) for v in OPS["mul_mat"].values(fmt)]
+    return Choice(spec, "; ".join(reasons), tuple(s.key for s in keys if s != spec))
+
+
+def _matvec(kernel: Kernel, fmt: type[Format], target: Target, problem: Problem) -> tuple[KernelSpec, list[str]]:
+    """A matvec for so many rows of activations, with the first schedule that is meant for so small a weight, else the default one."""
+    columns = next(c for c in VEC_COLUMNS if c >= problem.m)
+    reasons = [] if columns == problem.m else [f"the next kernel is for {columns}"]
+    nbytes = problem.n * fmt.row_bytes(problem.k)
+    schedules = kernel.schedules(target, fmt, columns)
+    small = (s for s in schedules if isinstance(s, VecSchedule) and nbytes <= s.max_bytes)
+    if schedule := next(small, None):
+        reasons.append(f"{schedule.key}: the weight has {nbytes} bytes, at most {schedule.max_bytes}")
+    return KernelSpec(kernel.name, fmt.name, columns=columns, schedule=schedule.key if schedule else ""), reasons
+
+
+def _keys(kernel: Kernel, fmt: type[Format], target: Target, columns: int) -> list[KernelSpec]:
+    schedules = kernel.schedules(target, fmt, columns)
+    return [KernelSpec(kernel.name, fmt.name, columns=columns, schedule=schedule.key) for schedule in schedules]

@@ -1,0 +1,137 @@
+"""The ops and their kernels, as data: what each takes and returns, and the kernels that it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from iq.formats import Format
+from iq.kernels import schedules
+from iq.kernels.kernel import Axis, Kernel, Schedules, Tensor
+from iq.targets import Target
+
+# M, rows of activations, that the matvecs have kernels for; between two of them the next larger one runs, its last columns clamped.
+VEC_COLUMNS = (1, 2, 4, 8)
+
+# Element types that dequantize and get_rows write.
+DTYPES = ("f32", "f16", "bf16")
+
+_W, _X, _Y = Tensor("w", "i8", ("n", "row_bytes")), Tensor("x", "f32", ("m", "k")), Tensor("y", "f32", ("m", "n"))
+_W_BLOCKS, _VALUES = Tensor("w", "i8", ("row_bytes",)), Tensor("y", "", ("k",))
+_IDS, _ROWS = Tensor("ids", "i32", ("rows",)), Tensor("y", "", ("rows", "k"))
+_Q8_1 = Tensor("y", "i8", ("m", "q8_blocks", 36))  # GGML's blocks
+# The activations between two kernels, as q8: int8 values; for each 32 of them the f32 scale and the sums of the first and last 16 values
+# (first + 65536 * last). Or as f16, each row divided by a power of two.
+_XQ, _XD = Tensor("xq", "i8", ("m", "q8_blocks", 32)), Tensor("xd", "i8", ("m", "q8_blocks", 8))
+_XH, _XSCALE = Tensor("xh", "f16", ("m", "k")), Tensor("xscale", "f32", ("m", 1))
+
+_PRODUCT_SIZES = ("m", "n", "blocks")
+_BLOCKS = Axis("blocks", "block_tile")
+_Q8_SIZES = ("m", "k", "q8_blocks")
+_Q8_GRID = (Axis("q8_blocks", "q8_tile"), Axis("m"))
+
+
+def _product(name: str, reads: tuple[Tensor, ...], schedules: Schedules, model: str, unit: str) -> Kernel:
+    return Kernel(name, (_W, *reads), (_Y,), _PRODUCT_SIZES, (Axis("n", "tile_n"), Axis("m", "tile_m")), schedules, model, unit)
+
+
+DEQUANTIZE = Kernel("dequantize", (_W_BLOCKS,), (_VALUES,), ("blocks",), (_BLOCKS,), schedules.element, model="dequantized")
+GET_ROWS = Kernel(
+    "get_rows",
+    reads=(_W_BLOCKS, _IDS),
+    writes=(_ROWS,),
+    sizes=("rows", "blocks"),
+    grid=(Axis("rows"), _BLOCKS),
+    schedules=schedules.element,
+    model="dequantized rows",
+)
+QUANTIZE_Q8_1 = Kernel("quantize_q8_1", (_X,), (_Q8_1,), _Q8_SIZES, _Q8_GRID, schedules.quantize_q8_1, model="q8_1 blocks")
+QUANTIZE_Q8_1_SOA = Kernel(
+    "quantize_q8_1_soa", (_X,), (_XQ, _XD), _Q8_SIZES, _Q8_GRID, schedules.quantize_q8_1, model="q8 arrays", family="quantize_q8_1"
+)
+SCALE_ROWS = Kernel("scale_rows", (_X,), (_XH, _XSCALE), ("m", "k"), (Axis("m"),), schedules.scale_rows)
+MUL_MAT_VEC = _product("mul_mat_vec", (_XQ, _XD), schedules.mul_mat_vec, "product of q8_1", "dot")
+DEQUANTIZE_MUL_MAT_VEC = _product("dequantize_mul_mat_vec", (_X,), schedules.dequantize_mul_mat_vec, "product of f32", "vector")
+MUL_MAT_Q8_1 = _product("mul_mat_q8_1", (_XQ, _XD), schedules.mul_mat_q8_1, "product of q8_1", "dot")
+MUL_MAT_FLOAT = _product("mul_mat_float", (_XH, _XSCALE), schedules.mul_mat_float, "product of f16", "matrix")
+
+_WEIGHTS = frozenset({"weights", "plain"})
+_QUANTIZED = frozenset({"weights"})
+_ACTIVATIONS = frozenset({"activations"})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Variants of an op that are made of the same kernels.
+
+    values: what tells them apart (see Op.varies). kinds: of the formats that have them (Format.kind). plans: the kernels to run one after
+    another; where there are several plans, the first runs whose kernels all exist for the target and the format.
+    """
+
+    values: tuple[str, ...]
+    kinds: frozenset[str]
+    plans: tuple[tuple[Kernel, ...], ...]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op.
+
+    inputs, sizes, outputs: the arguments of its functions, in this order. varies: what its variants differ in: the rows of activations
+    that they are for ("columns"), what the activations become ("via"), or the element type of the results ("dtype").
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    sizes: tuple[str, ...]
+    outputs: tuple[Tensor, ...]
+    varies: Literal["columns", "via", "dtype"]
+    variants: tuple[Variant, ...]
+
+    def values(self, fmt: type[Format]) -> tuple[str, ...]:
+        """The variants that there are for a format; none where the op does not apply."""
+        return tuple(value for variant in self.variants if fmt.kind in variant.kinds for value in variant.values)
+
+    def kernels(self, value: str, target: Target, fmt: type[Format]) -> tuple[Kernel, ...]:
+        """The kernels of a variant on a target."""
+        [variant] = [v for v in self.variants if value in v.values and fmt.kind in v.kinds]
+        return next(plan for plan in variant.plans if all(kernel.schedules(target, fmt, 0) for kernel in plan))
+
+
+_COLUMNS = tuple(map(str, VEC_COLUMNS))
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        Op("dequantize", (_W_BLOCKS,), ("blocks",), (_VALUES,), "dtype", (Variant(DTYPES, _WEIGHTS, ((DEQUANTIZE,),)),)),
+        Op("get_rows", (_W_BLOCKS, _IDS), ("rows", "blocks"), (_ROWS,), "dtype", (Variant(DTYPES, _WEIGHTS, ((GET_ROWS,),)),)),
+        Op(
+            "mul_mat_vec",
+            (_W, _X),
+            _PRODUCT_SIZES,
+            (_Y,),
+            "columns",
+            (Variant(_COLUMNS, _QUANTIZED, ((QUANTIZE_Q8_1_SOA, MUL_MAT_VEC),)),),
+        ),
+        Op(
+            "dequantize_mul_mat_vec",
+            (_W, _X),
+            _PRODUCT_SIZES,
+            (_Y,),
+            "columns",
+            (Variant(_COLUMNS, _WEIGHTS, ((DEQUANTIZE_MUL_MAT_VEC,),)),),
+        ),
+        Op(
+            "mul_mat",
+            (_W, _X),
+            _PRODUCT_SIZES,
+            (_Y,),
+            "via",
+            (
+                Variant(("q8_1",), _QUANTIZED, ((QUANTIZE_Q8_1_SOA, MUL_MAT_Q8_1), (QUANTIZE_Q8_1_SOA, MUL_MAT_VEC))),
+                Variant(("float",), _WEIGHTS, ((SCALE_ROWS, MUL_MAT_FLOAT), (DEQUANTIZE_MUL_MAT_VEC,))),
+            ),
+        ),
+        Op("quantize_q8_1", (_X,), _Q8_SIZES, (_Q8_1,), "dtype", (Variant(("f32",), _ACTIVATIONS, ((QUANTIZE_Q8_1,),)),)),
+        Op("quantize_q8_1_soa", (_X,), _Q8_SIZES, (_XQ, _XD), "dtype", (Variant(("f32",), _ACTIVATIONS, ((QUANTIZE_Q8_1_SOA,),)),)),
+    )
+}

@@ -1,0 +1,49 @@
+"""The dispatches that a kernel's key stands for on a target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from iq.errors import KernelKeyError
+from iq.formats import FORMATS, Format
+from iq.kernels.kernel import Kernel
+from iq.kernels.ops import VEC_COLUMNS
+from iq.kernels.schedules import Schedule
+from iq.kernels.spec import KernelSpec
+from iq.targets import Target
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """A kernel with its schedule and the element type of its results ("" where it has only one). Keys that need the same one share it."""
+
+    kernel: Kernel
+    schedule: Schedule
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """The name of the function on the device; the schedule is part of it."""
+        return "_".join(part for part in (self.kernel.name, self.dtype, self.schedule.label) if part)
+
+    def workgroups(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The workgroups along x, y and z for these sizes."""
+        return tuple(-(-sizes[axis.size] // (getattr(self.schedule, axis.tile) if axis.tile else 1)) for axis in self.kernel.grid)
+
+
+def plan(spec: KernelSpec, target: Target) -> tuple[Dispatch, ...]:
+    """The dispatches of a kernel on a target, in order. Raises KernelKeyError for a kernel that the target does not have."""
+    if not spec.exists(target):
+        raise KernelKeyError(f"{target.id} has no kernel {spec.key}; `iq explain` shows which one it takes for a shape")
+    fmt = FORMATS[spec.format]
+    kernels = spec.definition.kernels(spec.variant, target, fmt)
+    return tuple(_dispatch(kernel, spec, target, fmt) for kernel in kernels)
+
+
+def _dispatch(kernel: Kernel, spec: KernelSpec, target: Target, fmt: type[Format]) -> Dispatch:
+    # mul_mat over a matvec kernel takes the largest one, a tile of columns after the other.
+    schedules = kernel.schedules(target, fmt, spec.columns or VEC_COLUMNS[-1])
+    schedule = next((s for s in schedules if s.key == spec.schedule), schedules[0])
+    takes_dtype = any(not tensor.dtype for tensor in kernel.writes)
+    return Dispatch(kernel, schedule, spec.dtype or "" if takes_dtype else "")
