@@ -23,7 +23,7 @@ DIFF ?=
 DEPLOY_TESTS := $(addprefix tests/test_,atomic.py buffer.py candle.py kernels.py packaging.py qtensor.py)
 
 .NOTPARALLEL:
-.PHONY: help demo test quick lint fix test-deploy emulate-all mutate golden kernels-diff bench tools clean
+.PHONY: help demo test quick lint fix test-deploy emulate-all mutate crash-test golden kernels-diff bench tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -58,6 +58,9 @@ emulate-all: tools ## every kernel of every ROCm target under ISA emulation, wit
 
 mutate: tools ## change instructions of kernels one at a time, and say how many changes emulated runs notice (slow)
 	$(BIN)/python tests/mutate.py
+
+crash-test: tools ## plant 1000 failures in every kind of call, and see that the interpreter survives (about a minute)
+	IQ_CACHE_DIR=$(IQ_TEST_CACHE_DIR) $(BIN)/python -X faulthandler tests/crash.py 1000
 
 golden: $(VENV)/ready ## render again what tests/golden keeps to be read, and review the diff
 	$(BIN)/python tools/golden_renders.py

@@ -23,7 +23,7 @@ from iq import runtime
 from iq.emulator.device import EmulatedGpu, WrongProcessor
 from iq.emulator.faults import DisassemblerError, EmulationError
 from iq.errors import BytecodeError, DeviceError, IqError, NoKernelError, RowIndexError, ShapeError
-from iq.ops import KernelSpec
+from iq.kernels import KernelSpec
 from iq.runtime.drivers import cpu_flags
 from iq.targets import TARGETS, DeviceId
 
@@ -45,33 +45,34 @@ class Launcher:
         time.sleep(self.pause)
         if self.count - 1 == self.fails:
             raise Planted(f"launch {self.fails}")
-        return None
+        return
 
 
 class From:
-    """Kernels for a target, whose modules `form` makes of their path."""
+    """Kernels for a target, compiled on demand, whose modules `form` makes of a function that gives their path."""
 
-    def __init__(self, target, form=lambda path: path):
+    def __init__(self, target, form):
         self._kernels, self._form = OnDemandFor(target), form
 
     def target(self, device_id, flags):
         return self._kernels.target(device_id, flags)
 
     def module(self, target, format):
-        return self._form(self._kernels.module(target, format))
+        return self._form(lambda: self._kernels.module(target, format))
 
 
 GPUS = weakref.WeakSet()
 
 
-def emulated(fails=None, processor=None, form=lambda path: path, kernels_of=None):
+def emulated(fails=None, processor=None, form=lambda path: path(), kernels_of=None):
+    """An emulated device and its GPU, on which the launch number `fails` fails."""
     processor = processor or random.choice(PROCESSORS)
     gpu = EmulatedGpu(f"emulated:{processor}", launch=Launcher(fails))
     GPUS.add(gpu)
     return runtime.Device(gpu.runtime, provider=From(TARGETS[kernels_of or processor], form)), gpu
 
 
-def cpu(form=lambda path: path):
+def cpu(form=lambda path: path()):
     from iq.compile.ondemand import CompileOnDemand
 
     target = CompileOnDemand().target(DeviceId("cpu"), cpu_flags())
@@ -93,7 +94,7 @@ def cut_module(device_of):
         path = Path(folder) / "cut.vmfb"
 
         def cut(whole):
-            path.write_bytes(whole.read_bytes()[: random.choice((0, 100, 3000, -1000))])
+            path.write_bytes(whole().read_bytes()[: random.choice((0, 100, 3000, -1000))])
             return path
 
         weight(device_of(form=cut)).matmul(X)
@@ -112,31 +113,31 @@ def lacking_kernel():
     module = device.library._provider.module(device.target, "q4_0")
     other = cpu(lambda path: module)
     weight(other).matmul(X)
-    other.library.kernel(KernelSpec("mul_mat_vec", "q8_0", "1"))
+    other.library.kernel(KernelSpec.parse("mul_mat_vec.q8_0.1"))
 
 
 def wrong_dtype():
     device = cpu()
-    kernel = device.library.kernel(KernelSpec("mul_mat_vec", "q4_0", "1"))
-    kernel((device.zeros(18, "u8"), device.zeros(32, "f64")), {"columns": 1, "rows": 1, "blocks": 1}, (device.zeros(1, "f32"),))
+    kernel = device.library.kernel(KernelSpec.parse("mul_mat_vec.q4_0.1"))
+    kernel((device.zeros(18, "u8"), device.zeros(32, "f64")), {"m": 1, "n": 1, "blocks": 1}, (device.zeros(1, "f32"),))
 
 
 def too_few_buffers():
     device = cpu()
-    kernel = device.library.kernel(KernelSpec("mul_mat_vec", "q4_0", "1"))
-    kernel((device.zeros(18, "u8"),), {"columns": 1, "rows": 1, "blocks": 1}, (device.zeros(1, "f32"),))
+    kernel = device.library.kernel(KernelSpec.parse("mul_mat_vec.q4_0.1"))
+    kernel((device.zeros(18, "u8"),), {"m": 1, "n": 1, "blocks": 1}, (device.zeros(1, "f32"),))
 
 
 def short_buffer():
     device = cpu()
-    kernel = device.library.kernel(KernelSpec("mul_mat_vec", "q4_0", "1"))
-    kernel((device.zeros(18, "u8"), device.zeros(32, "f32")), {"columns": 1, "rows": 2, "blocks": 1}, (device.zeros(2, "f32"),))
+    kernel = device.library.kernel(KernelSpec.parse("mul_mat_vec.q4_0.1"))
+    kernel((device.zeros(18, "u8"), device.zeros(32, "f32")), {"m": 1, "n": 2, "blocks": 1}, (device.zeros(2, "f32"),))
 
 
 def buffer_of_another_device():
     device, other = cpu(), emulated()[0]
-    kernel = device.library.kernel(KernelSpec("mul_mat_vec", "q4_0", "1"))
-    kernel((other.zeros(18, "u8"), device.zeros(32, "f32")), {"columns": 1, "rows": 1, "blocks": 1}, (device.zeros(1, "f32"),))
+    kernel = device.library.kernel(KernelSpec.parse("mul_mat_vec.q4_0.1"))
+    kernel((other.zeros(18, "u8"), device.zeros(32, "f32")), {"m": 1, "n": 1, "blocks": 1}, (device.zeros(1, "f32"),))
 
 
 def ids_outside():
@@ -196,12 +197,12 @@ def failed(action):
 
     def run():
         device, _ = emulated(0)
-        w = weight(device)
+        w, first = weight(device), []  # which keeps the error of the launch as well
         buffer, other = device.zeros(64, "f32"), device.zeros(64, "f32")
         try:
             w.matmul(X)
         except Planted as error:
-            again = error  # noqa: F841: a local that keeps the first error as well
+            first.append(error)
         action(device, w, buffer, other)
 
     run.__name__ = f"failed_{action.__name__}"
@@ -245,10 +246,8 @@ def another_processor():
 
 def no_disassembler():
     before = {name: os.environ.get(name) for name in ("IQ_LLVM_OBJDUMP", "IQ_CACHE_DIR")}
-    device, _ = emulated()
-    path = device.library._provider.module(device.target, "q4_0")
-    device.library._provider._kernels = None
-    device.library._provider.module = lambda target, format: path
+    compiled = OnDemandFor(TARGETS["gfx1100"]).module(TARGETS["gfx1100"], "q4_0")
+    device, _ = emulated(processor="gfx1100", form=lambda path: compiled)
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(IQ_LLVM_OBJDUMP="/nonexistent", IQ_CACHE_DIR=folder)
         try:

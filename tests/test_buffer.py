@@ -50,6 +50,19 @@ def test_put_and_numpy_are_inverse(dev, rng, name, shape):
     assert (buffer.size, buffer.nbytes) == (array.size, array.nbytes)
 
 
+@pytest.mark.parametrize("name", ["device", "shape", "size", "nbytes", "dtype", "element", "ndim"])
+def test_what_a_buffer_is_cannot_be_set(dev, name):
+    buffer = dev.zeros((3, 4), "f32")
+    with pytest.raises(AttributeError):
+        setattr(buffer, name, getattr(buffer, name))
+
+
+@pytest.mark.parametrize("name", ["name", "id", "library", "target", "is_cpu"])
+def test_what_a_device_is_cannot_be_set(dev, name):
+    with pytest.raises(AttributeError):
+        setattr(dev, name, None)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_zeros_are_zero_and_alloc_has_the_shape(dev, name):
     assert not dev.zeros((3, 17), name).numpy().view(np.uint8).any()

@@ -15,7 +15,7 @@ import pytest
 import iq
 from iq import runtime
 from iq.errors import BytecodeError, DeviceError, ManifestError, NoCompilerError, NoKernelError, ShapeError
-from iq.kernels import KernelSpec
+from iq.kernels import KernelSpec, kernels
 from iq.runtime import drivers, hip_library
 from iq.targets import DeviceId
 
@@ -277,9 +277,31 @@ def test_what_iree_refuses_is_a_device_error():
         kernel((device.zeros(18, "u8"), device.zeros(32, "f64")), sizes, right[1])
     with pytest.raises(DeviceError, match="failed"):
         kernel(right[0][:1], sizes, right[1])
-    with pytest.raises(ShapeError, match=f"{2**31} rows"):
-        kernel(right[0], {**sizes, "rows": 2**31}, right[1])
+    with pytest.raises(ShapeError, match=f"{2**31} n "):
+        kernel(right[0], {**sizes, "n": 2**31}, right[1])
+    with pytest.raises(ShapeError, match="-1 blocks"):
+        kernel(right[0], {**sizes, "blocks": -1}, right[1])
     kernel(right[0], sizes, right[1])
+
+
+@pytest.mark.parametrize("spec", [spec for spec in kernels() if spec.format in ("q4_0", "f16", "q8_1")], ids=lambda spec: spec.key)
+def test_a_buffer_that_is_too_short(dev, spec):
+    """Every tensor of every op: with exactly the bytes that its declaration gives a kernel runs, with an element less it is not called."""
+    if not spec.exists(dev.target):
+        pytest.skip(f"{dev.target.id} has no such kernel")
+    op, m = spec.definition, spec.columns or 9
+    sizes = {name: {"m": m, "n": 5, "blocks": 2, "rows": 3, "k": 70, "q8_blocks": 16}[name] for name in op.sizes}
+    tensors = [*op.inputs, *op.outputs]
+    dtypes = ["u8" if t.name == "w" else t.dtype or spec.dtype for t in tensors]
+    whole = [dev.zeros(spec.nbytes(t, sizes), "u8").view(dtype) for t, dtype in zip(tensors, dtypes, strict=True)]
+    kernel = dev.library.kernel(spec)
+    kernel(whole[: len(op.inputs)], sizes, whole[len(op.inputs) :])
+    for i, tensor in enumerate(tensors):
+        given = [buffer[: len(buffer) - (i == j)] for j, buffer in enumerate(whole)]
+        with pytest.raises(ShapeError, match=rf"{spec.key}: {tensor.name} has {given[i].nbytes} bytes; for .* it takes {whole[i].nbytes}"):
+            kernel(given[: len(op.inputs)], sizes, given[len(op.inputs) :])
+    with pytest.raises(ShapeError, match="it takes"):  # sizes that are too large do not reach the device either
+        kernel(whole[: len(op.inputs)], dict.fromkeys(sizes, 2**30), whole[len(op.inputs) :])
 
 
 @pytest.mark.parametrize("threads", [None, 1, 2])

@@ -77,7 +77,8 @@ class Attached:
         self.index = int(self._library.fakehip_add_device(ctypes.byref(described), memory.handle, ctypes.byref(self._callbacks)))
         if self.index < 0:
             raise EmulationError("too many emulated devices are open in this process")
-        weakref.finalize(self, self._library.fakehip_remove_device, self.index)
+        # Not at exit, where daemon threads may still use it.
+        weakref.finalize(self, self._library.fakehip_remove_device, self.index).atexit = False
 
     @property
     def handles(self) -> int:

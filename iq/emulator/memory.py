@@ -66,7 +66,8 @@ class Memory:
         self.handle = ctypes.c_uint64(self._library.memory_create(ctypes.c_uint64(self.capacity)))
         if not self.handle:
             raise OutOfMemory("the emulator cannot keep track of memory: this machine has none left")
-        weakref.finalize(self, self._library.memory_release, self.handle)
+        # Not at exit, where daemon threads may still use it.
+        weakref.finalize(self, self._library.memory_release, self.handle).atexit = False
 
     def allocate(self, size: int) -> int:
         """The address of fresh device memory. Raises OutOfMemory."""

@@ -43,7 +43,9 @@ def check_shape(shape: int | Iterable[Any], what: str) -> tuple[int, ...]:
 
 
 def check_sizes(what: str, **sizes: int) -> None:
-    """Raises ShapeError unless every size fits the 32 bits in which kernels take it."""
+    """Raises ShapeError unless every size fits the 32 bits in which kernels take it, and is not negative."""
     for name, n in sizes.items():
+        if n < 0:
+            raise ShapeError(f"{what}: {n} {name}; kernels take 0 or more")
         if n >= 2**31:
             raise ShapeError(f"{what}: {n} {name} are too many; kernels take at most {2**31 - 1}: split the tensor")

