@@ -171,7 +171,7 @@ def test_wrong_lanes_are_noticed(target, old, new, tmp_path):
     ("key", "old", "new"),
     [
         ("mul_mat.q8_0.float", "gpu.subgroup_reduce maxnumf %x : (f32)", "gpu.subgroup_reduce maxnumf %x cluster(size = 16) : (f32)"),
-        ("mul_mat.q8_0.float", "%maxima[%wave]", "%maxima[%c0]"),
+        ("mul_mat.q8_0.float", "%maxima[%wave]", "%maxima[%lane]"),
         ("mul_mat.q8_0.float", "math.absf %values", "arith.negf %values"),
         ("quantize_q8_1.q8_1.f32", "maxui %x cluster(size = 8)", "maxui %x cluster(size = 4)"),
         ("quantize_q8_1.q8_1.f32", "add %x cluster(size = 8)", "add %x cluster(size = 4)"),
