@@ -12,14 +12,18 @@ export IQ_TEST_CACHE_DIR ?= $(CURDIR)/.test-cache
 # Says which disassembler will be used, or why none will do.
 DISASSEMBLER := $(BIN)/python -c 'import sys; from iq.inspect import Objdump; found = Objdump.find(); sys.exit(found if isinstance(found, str) else 0)'
 
-# One format on one GPU, and what takes no kernels.
-QUICK ?= -k "not emulated" tests/test_packaging.py tests/test_atomic.py
+# One format, on the CPU and on one emulated GPU.
+QUICK ?= -k 'not (gfx90a or gfx942 or gfx1030 or gfx1201) and (q4_0 or imports or packaging)' \
+    $(addprefix tests/test_,emulated_kernels.py formats.py format_bytes.py kernels.py packaging.py imports.py)
+
+# More for tools/kernels_diff.py: DIFF='--target gfx942 --format q4_k'.
+DIFF ?=
 
 # What runs on a deployment host, without any extra.
 DEPLOY_TESTS := $(addprefix tests/test_,atomic.py buffer.py candle.py kernels.py packaging.py qtensor.py)
 
 .NOTPARALLEL:
-.PHONY: help demo test quick lint fix test-deploy emulate-all mutate bench tools clean
+.PHONY: help demo test quick lint fix test-deploy emulate-all mutate golden kernels-diff bench tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -30,8 +34,8 @@ demo: $(VENV)/ready ## write a GGUF file, compile bundles, run and check every o
 test: tools lint ## formatting, lint, types, and the tests: what CI runs
 	$(BIN)/pytest -n auto --dist loadgroup
 
-quick: lint ## under a minute: lint, and the tests of one format on one GPU
-	$(BIN)/pytest -q $(QUICK)
+quick: tools lint ## under a minute: lint, and the tests of one format on one GPU
+	$(BIN)/pytest -q -n auto $(QUICK)
 
 lint: $(VENV)/ready ## formatting, lint, types
 	$(BIN)/ruff format --check .
@@ -54,6 +58,13 @@ emulate-all: tools ## every kernel of every ROCm target under ISA emulation, wit
 
 mutate: tools ## change instructions of kernels one at a time, and say how many changes emulated runs notice (slow)
 	$(BIN)/python tests/mutate.py
+
+golden: $(VENV)/ready ## render again what tests/golden keeps to be read, and review the diff
+	$(BIN)/python tools/golden_renders.py
+
+kernels-diff: tools ## what the working tree's templates and schedules make of the kernels at a revision: make kernels-diff BASE=main
+	@test -n "$(BASE)" || { echo "name a revision: make kernels-diff BASE=main"; exit 2; }
+	$(BIN)/python tools/kernels_diff.py $(BASE) $(DIFF)
 
 bench: $(VENV)/ready ## time matrix products on the CPU
 	$(BIN)/python benchmarks/matmul.py

@@ -12,7 +12,8 @@ ROOT = Path(iq.__file__).parent
 ROOMS = (
     ("errors", "extras", "atomic"),
     ("formats", "targets", "cache"),
-    ("kernels", "bundle"),
+    ("kernels",),
+    ("bundle",),
     ("compile", "inspect", "runtime"),
     ("emulator",),
     ("device",),

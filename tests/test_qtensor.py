@@ -100,6 +100,7 @@ def test_the_default_device_is_one(monkeypatch):
     assert close(one.matmul(np.ones((1, 32), np.float32)).numpy(), np.full((1, 2), 32.0))
 
 
+@pytest.mark.needs_extras
 def test_a_device_by_name(monkeypatch):
     one, other = (iq.QTensor.quantize(np.ones((2, 32), np.float32), "q4_0", "cpu") for _ in range(2))
     assert one.device is other.device

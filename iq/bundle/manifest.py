@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from iq.errors import ManifestError, TargetError
+from iq.errors import KernelKeyError, ManifestError, TargetError
+from iq.kernels import KernelSpec
 from iq.targets import DeviceId
 
 SCHEMA = 1
@@ -72,7 +73,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def formats(self) -> tuple[str, ...]:
         """The formats it has kernels of, sorted."""
-        return tuple(sorted({k.key.split(".")[1] for k in self.kernels}))
+        return tuple(sorted({KernelSpec.read(k.key).format for k in self.kernels}))
 
     def encode(self) -> bytes:
         """The JSON text: the same bytes for the same manifest."""
@@ -107,8 +108,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for kernel in self.kernels:
             if kernel.file not in names:
                 yield f"has {kernel.key} in {kernel.file!r}, a file it does not list"
-            if kernel.key.count(".") not in (2, 3):  # OP.FORMAT.VARIANT, and a schedule that is not the default
-                yield f"lists {kernel.key!r}, which is no kernel key"
+            try:
+                KernelSpec.read(kernel.key)
+            except KernelKeyError as error:
+                yield f"lists a kernel that cannot be: {error}"
 
 
 class _Schema(msgspec.Struct):

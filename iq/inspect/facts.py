@@ -85,7 +85,7 @@ class _Reader:
         self.notes["PTX: the driver chooses registers and instructions when it loads it"] = None
 
     def _cpu(self, elf: bytes) -> None:
-        functions = _functions(elf)
+        functions = functions_of(elf)
         if not functions:
             self.notes["no debug information: the code cannot be told apart by dispatch"] = None
         self.processors.append("x86-64")
@@ -106,7 +106,7 @@ class _Reader:
             return {}
 
 
-def _functions(elf: bytes) -> dict[str, tuple[int, int]]:
+def functions_of(elf: bytes) -> dict[str, tuple[int, int]]:
     """Address and bytes of each function in an ELF's debug information (its symbols are stripped)."""
     from elftools.elf.elffile import ELFFile
 
