@@ -45,6 +45,8 @@ class Device(runtime.Device):
 
 _NAMED: dict[str, Device] = {}
 _OPENING = threading.Lock()
+# A forked child opens devices of its own. The lock is held over the fork, so that the child does not find it held by a thread that it lacks.
+os.register_at_fork(before=_OPENING.acquire, after_in_parent=_OPENING.release, after_in_child=lambda: (_OPENING.release(), _NAMED.clear()))
 
 
 def default_device() -> Device:

@@ -8,7 +8,7 @@ from pathlib import Path
 import kernels_diff
 import pytest
 from kernel_code import Dispatch, Executable, Figures, dispatches_of, waves_that_fit
-from kernels_diff import Pair, compare, normalised
+from kernels_diff import Comparison, Pair, compare, normalised
 
 from iq.compile.build import Module, mlir_of
 from iq.compile.compiler import Compilations, Compiler
@@ -94,6 +94,12 @@ def test_budget(before: Figures, after: Figures, excess: str) -> None:
     assert pair(before, after).excesses == [excess] * bool(excess)
 
 
+def test_new_kernels_do_not_spill() -> None:
+    new = Dispatch("k", "gfx1100", b"", Given({"spills": 2, "scratch": 8, "valu": 10**6}))
+    assert Comparison([], {}, {"a: k": new}).excesses == {"a: k": ["spills 2", "scratch 8"]}
+    assert Comparison([], {"a: k": new}, {}).excesses == {}
+
+
 def test_verdicts() -> None:
     small, large = {"code bytes": 8, "valu": 1}, {"code bytes": 9, "valu": 2}
     assert pair(small, small).verdict == "same"
@@ -135,7 +141,7 @@ def test_compiled(trees: tuple[Path, Path], target: str) -> None:
     assert isinstance(OBJDUMP, Objdump)
     old, new = ((tree / target / "q4_0.vmfb").read_bytes() for tree in trees)
     result = compare({"q4_0": old}, {"q4_0": new}, {}, OBJDUMP)
-    assert (result.removed, result.added) == ([], [])
+    assert (result.removed, result.added) == ({}, {})
     verdicts = {p.after.name.partition("_")[0]: p.verdict for p in result.pairs}
     # On x86 the constants that it loads lie elsewhere.
     quantize = "as long" if target == "x86-64-v3" else "same"
@@ -167,10 +173,10 @@ def test_pairs_that_are_named(trees: tuple[Path, Path]) -> None:
     result = compare(before, before, {"scale": "none", "dequantize f32": "mul_mat_vec 1", "mul_mat_vec 1": "dequantize f32"}, OBJDUMP)
     names = {(p.before.name.partition("_")[0], p.after.name.partition("_")[0]) for p in result.pairs}
     assert names == {("quantize", "quantize"), ("dequantize", "mul"), ("mul", "dequantize")}
-    assert compare(before, {}, {}, OBJDUMP).removed == [f"q4_0: {d.name}" for d in dispatches_of(before["q4_0"], OBJDUMP)]
+    assert compare(before, {}, {}, OBJDUMP).removed.keys() == {f"q4_0: {d.name}" for d in dispatches_of(before["q4_0"], OBJDUMP)}
 
 
-@pytest.mark.parametrize("arguments", [[], ["HEAD", "--before", "x"], ["HEAD", "--pair", "a"]])
+@pytest.mark.parametrize("arguments", [[], ["HEAD", "--before", "x"], ["HEAD", "--pair", "a"], ["no-such-revision"]])
 def test_misuse(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         kernels_diff.main(arguments)

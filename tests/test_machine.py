@@ -227,7 +227,7 @@ def test_a_compiled_kernel() -> None:
     source, output = memory.allocate(x.nbytes), memory.allocate(3 * 4 * 36)
     ctypes.memmove(source, x.ctypes.data, x.nbytes)
     arguments = np.array([source, output], np.uint64).tobytes() + np.array([3, 100, 4], np.uint32).tobytes()
-    counted = launch(LoadedCode.load(elf), "quantize_q8_1", (1, 3, 1), (256, 1, 1), arguments, memory)
+    counted = launch(LoadedCode.load(elf), "quantize_q8_1_b32_l8", (1, 3, 1), (256, 1, 1), arguments, memory)
     expected = FORMATS["q8_1"].quantize_blocks(padded.reshape(-1, 32), None)
     assert ctypes.string_at(output, 3 * 4 * 36) == expected.tobytes()
     assert counted.waves == 3 * 8

@@ -9,7 +9,8 @@ differ. Each pair is the same to the byte (in PTX for CUDA), or shown with its f
 from elsewhere in the file, a kernel that did not change may be "as long" because these moved.
 
 The exit status is 1 where a kernel exceeds the budget: it spills or uses scratch, has over 5% more vector instructions or code, or fewer of
-its waves fit a SIMD. Registers on CUDA are those that ptxas gives; where it is not installed, PTX alone is compared.
+its waves fit a SIMD; 2 where nothing could be compared. Registers on CUDA are those that ptxas gives; where it is not installed, PTX alone
+is compared.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -28,7 +30,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kernel_code import Dispatch, dispatches_of
 
@@ -49,6 +51,11 @@ def normalised(name: str) -> str:
     """A dispatch's name without its schedule. "mul_mat_vec_3" and "mul_mat_vec_m3_n4_w4" both become "mul_mat_vec 3"."""
     found = _NAME.fullmatch(name)
     return " ".join(part for part in found.groups() if part) if found else name
+
+
+def memory_for_registers(dispatch: Dispatch) -> list[str]:
+    """What a kernel spills and uses of scratch, in words."""
+    return [f"{name} {dispatch.figures[name]}" for name in ("spills", "scratch") if dispatch.figures.get(name)]
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Pair:
         if self.verdict == "same":
             return []
         before, after = self.before.figures, self.after.figures
-        found = [f"{name} {after[name]}" for name in ("spills", "scratch") if after.get(name)]
+        found = memory_for_registers(self.after)
         for name, counted in (("vector instructions", VECTOR_CLASSES), ("code bytes", ("code bytes",))):
             was, now = (sum(figures.get(c, 0) for c in counted) for figures in (before, after))
             if was and now > GROWTH * was:
@@ -92,15 +99,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The dispatches of two trees: pairs, and the names of those that only one has, as "gfx942/q4_k: mul_mat_vec_3"."""
+    """The dispatches of two trees: pairs, and those that only one has, by names such as "gfx942/q4_k: mul_mat_vec_3"."""
 
     pairs: list[Pair]
-    removed: list[str]
-    added: list[str]
+    removed: dict[str, Dispatch]
+    added: dict[str, Dispatch]
 
     @property
-    def excessive(self) -> list[Pair]:
-        return [pair for pair in self.pairs if pair.excesses]
+    def excesses(self) -> dict[str, list[str]]:
+        """By dispatch, what exceeds the budget; new ones may neither spill nor use scratch."""
+        found = {f"{pair.file}: {pair.after.name}": pair.excesses for pair in self.pairs}
+        found |= {name: memory_for_registers(dispatch) for name, dispatch in self.added.items()}
+        return {name: words for name, words in found.items() if words}
 
 
 Vmfbs = Mapping[str, bytes]
@@ -111,7 +121,7 @@ def compare(before: Vmfbs, after: Vmfbs, renamed: Mapping[str, str], objdump: Ob
 
     Raises BytecodeError for a file that is no vmfb.
     """
-    result = Comparison([], [], [])
+    result = Comparison([], {}, {})
     for file in sorted({**before, **after}):
         olds = dispatches_of(before[file], objdump) if file in before else []
         news = dispatches_of(after[file], objdump) if file in after else []
@@ -127,9 +137,15 @@ def compare(before: Vmfbs, after: Vmfbs, renamed: Mapping[str, str], objdump: Ob
                 left.discard(free[0].name)
                 result.pairs.append(Pair(file, old, free[0]))
             else:
-                result.removed.append(f"{file}: {old.name}")
-        result.added.extend(f"{file}: {name}" for name in by_name if name in left)
+                result.removed[f"{file}: {old.name}"] = old
+        result.added.update((f"{file}: {name}", new) for name, new in by_name.items() if name in left)
     return result
+
+
+def fail(message: str) -> NoReturn:
+    """Exit with status 2: nothing was compared."""
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
 
 
 def vmfbs_at(folder: Path) -> Vmfbs:
@@ -143,15 +159,18 @@ def compiled(tree: Path, out: Path, targets: str, formats: str | None) -> Vmfbs:
     command += ["--format", formats] if formats else []
     done = subprocess.run(command, cwd=tree, env={**os.environ, "PYTHONPATH": str(tree)}, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
-        raise SystemExit(f"{tree}: `iq compile` failed with status {done.returncode}")
+        fail(f"{tree}: `iq compile` failed with status {done.returncode}")
     return vmfbs_at(out)
 
 
 def checkout(revision: str, folder: Path) -> Path:
     """The package's sources at a git revision, in a folder: no worktree that could be left behind. Exits for an unknown revision."""
-    done = subprocess.run(["git", "archive", revision, "iq"], cwd=REPOSITORY, capture_output=True, check=False)
+    git = shutil.which("git")
+    if git is None:
+        fail("no git to get the revision with: compare two folders of bundles with --before and --after")
+    done = subprocess.run([git, "archive", revision, "iq"], cwd=REPOSITORY, capture_output=True, check=False)
     if done.returncode:
-        raise SystemExit(f"git archive {revision}: {done.stderr.decode().strip()}")
+        fail(f"git archive {revision}: {done.stderr.decode().strip()}")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(folder, filter="data")
     return folder
@@ -173,8 +192,8 @@ def show(result: Comparison) -> None:
     counts = Counter(pair.verdict for pair in result.pairs)
     print("\n" + ", ".join(f"{counts[v]} {v}" for v in ("same", "shorter", "as long", "longer")), end=", ")
     print(f"{len(result.removed)} only before, {len(result.added)} only after")
-    for pair in result.excessive:
-        print(f"over the budget: {pair.file}: {pair.after.name}: {'; '.join(pair.excesses)}")
+    for name, words in result.excesses.items():
+        print(f"over the budget: {name}: {'; '.join(words)}")
 
 
 def as_json(result: Comparison) -> dict[str, Any]:
@@ -190,7 +209,7 @@ def as_json(result: Comparison) -> dict[str, Any]:
         }
         for pair in result.pairs
     ]
-    return {"pairs": pairs, "only_before": result.removed, "only_after": result.added}
+    return {"pairs": pairs, "only_before": [*result.removed], "only_after": [*result.added], "excesses": result.excesses}
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
@@ -211,7 +230,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         parser.error(f"--pair {wrong[0]}: expected OLD=NEW")
     objdump = Objdump.find()
     if isinstance(objdump, str):
-        raise SystemExit(objdump)
+        fail(objdump)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kernels-diff-")))
         if options.before:
@@ -226,7 +245,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         print(json.dumps(as_json(result), indent=2))
     else:
         show(result)
-    return 1 if result.excessive else 0
+    return 1 if result.excesses else 0
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Kernel:
     """A kernel of a code object.
 
     address: where its code starts; code_bytes: its length. Registers are counts per lane (vgprs, agprs) or per wave (sgprs), spills the
-    registers that went to memory. lds: static workgroup memory in bytes. scratch: bytes of private memory per lane.
+    registers that went to memory. lds: static LDS in bytes. scratch: bytes of private memory per lane.
     wave: lanes of a wave. kernarg: bytes of arguments; arguments: what lies in them. workgroup: the work items it must be launched with,
     (0, 0, 0) where it does not say.
     """

@@ -25,7 +25,7 @@ from iq.errors import CompileError, KernelKeyError
 from iq.kernels import KernelSpec
 from iq.targets import DeviceId, Target, parse_targets
 
-# Told of each step: modules done, modules in all, the names of those being compiled.
+# Progress callback: (modules done, modules in all, names of those being compiled).
 Progress = Callable[[int, int, tuple[str, ...]], None]
 
 

@@ -3,8 +3,7 @@
     %at = (%block + 32 * (%k / 64) + 16) : index      an expression; its type says in which arithmetic
     %scale, %min = @load_scale(%w, %block, %k + 32)   a call; operands may be expressions, their types are the callee's
     %quants = [%low, %high] : !quants                 a vector of scalars, or of equal vectors
-    %x = vector.load %xq[%m, %at / 32, 0] align 16 : !xq, !i32x8
-                                                      loads and stores: expressions as indices, and an alignment
+    vector.load %xq[%m, %at / 32] align 16 : ...      loads and stores: expressions as indices, and an alignment
     !tile = memref<64x40xf16>                         inside a `builtin.module`: a type that only this one knows by that name
 
 In expressions `+ - * / mod & | ^ << >>` and comparisons bind as in Python, and numbers take the expression's type. Integers are unsigned:
@@ -166,8 +165,7 @@ class _Scope:
 
     def _access(self, found: re.Match[str]) -> list[str]:
         result, operation, stored, base, indices, align, types = found.groups()
-        parts = _split(indices, _OPERANDS)
-        before, names = self._operands(parts, ["index"] * len(parts), result or stored, f"{base}[{indices}]")
+        before, names = self._operands(parts := _split(indices, _OPERANDS), ["index"] * len(parts), result or stored, f"{base}[{indices}]")
         assign = f"{result} = " if result else ""
         if align is None:
             return [*before, f"{assign}{operation} {f'{stored}, ' if stored else ''}{base}[{', '.join(names)}] : {types}"]
@@ -193,12 +191,9 @@ class _Scope:
         """What stands before an operation with these operands, and the operands' names."""
         if len(texts) != len(types):
             raise ValueError(f"{len(texts)} operands for {len(types)} parameters")
-        before: list[str] = []
-        names = []
-        for text, type in zip(texts, types, strict=True):
-            names.append(text if re.fullmatch(_NAME, text) else self.temporary(stem))
-            if names[-1] != text:
-                before += self.expression(names[-1], text, type)
+        names = [text if re.fullmatch(_NAME, text) else self.temporary(stem) for text in texts]
+        pairs = zip(names, texts, types, strict=True)
+        before = [line for name, text, of in pairs if name != text for line in self.expression(name, text, of)]
         return [f"// {comment}", *before] if before else [], names
 
 

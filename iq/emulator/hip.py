@@ -57,7 +57,7 @@ class Gpu(Protocol):
         """Run a kernel to its end. `kernarg` lacks the hidden arguments."""
 
     def failed(self, error: BaseException) -> None:
-        """Told of what one of these raised."""
+        """Called with what one of these raised."""
 
 
 class Attached:

@@ -1,4 +1,4 @@
-"""What may cross from numpy to a device: dense arrays, honest shapes."""
+"""Checks of arrays and shapes that cross from numpy to a device."""
 
 from __future__ import annotations
 

@@ -112,10 +112,11 @@ def _open_gpu(driver_name: str, index: int, spec: str, hip_path: str, emulated: 
     with iree_errors(DeviceError, f"cannot open {spec}, {devices[index]['name']}"):
         identity = _identify(driver_name, driver.dump_device_info(devices[index]["device_id"]))
         device = driver.create_device(devices[index]["device_id"])
+        # One call at a time: IREE's hip driver waits forever for a temporary whose allocation was queued behind another call that failed.
         if emulated:
-            return Opened(spec, Hal(device, pending_error=emulated.pending_error), identity)
+            return Opened(spec, Hal(device, pending_error=emulated.pending_error, calls_at_once=False), identity)
         make_current = _cuda_context() if driver_name == "cuda" else lambda: None
-        return Opened(spec, Hal(device, make_current, outlives_failure=False), identity)
+        return Opened(spec, Hal(device, make_current, calls_at_once=driver_name != "hip", outlives_failure=False), identity)
 
 
 def _cuda_context() -> Callable[[], None]:

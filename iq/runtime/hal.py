@@ -5,7 +5,9 @@ Everything that goes through IREE's virtual machine or its queues is here. What 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -65,10 +67,16 @@ class Hal(Owner):
         device: HalDevice,
         make_current: Callable[[], None] = lambda: None,
         pending_error: Callable[[], BaseException | None] = lambda: None,
+        calls_at_once: bool = True,
         outlives_failure: bool = True,
     ) -> None:
-        """make_current, pending_error: see Owner. outlives_failure: whether IREE's driver can free memory of a device that it has lost."""
+        """make_current, pending_error: see Owner.
+
+        calls_at_once: whether functions can be called while another one runs; else they wait for it.
+        outlives_failure: whether IREE's driver can free memory of a device that it has lost.
+        """
         super().__init__(make_current, pending_error)
+        self._calling = nullcontext() if calls_at_once else threading.RLock()
         self._outlives_failure = outlives_failure
         # IREE's Python API cannot take a part of a buffer, but the HAL module that compiled code calls can, and it can be called from here.
         self._instance = VmInstance()
@@ -123,7 +131,8 @@ class Hal(Owner):
             else:
                 part = self._part(argument.memory, argument.offset, argument.nbytes)
                 given.push_ref(HalBufferView(part, (argument.size,), argument.element))
-        loaded.context.invoke(loaded.functions[name], given, returned)
+        with self._calling:
+            loaded.context.invoke(loaded.functions[name], given, returned)
 
     # ---- Memory
 

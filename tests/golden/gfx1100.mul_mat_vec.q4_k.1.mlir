@@ -64,7 +64,7 @@ hal.executable.source private @quantize_q8_1_soa_b32_l8 {
 
 
 
-    // ---- What follows for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
+    // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
 
 
     // ---- quantize_q8_1_soa: activations to q8: d = max|x| / 127 over 32 values, quants = round(x / d). A NaN or an infinity makes its block's d
@@ -424,7 +424,7 @@ hal.executable.source private @mul_mat_vec_m1_n4_w4_t64 {
       return %scale, %min : f32, f32
     }
 
-    // ---- What follows for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
+    // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
 
 
     func.func private @nibbles_16(%packed: !i32x4, %number: index) -> !i32x4 {

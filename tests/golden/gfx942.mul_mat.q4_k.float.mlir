@@ -82,7 +82,7 @@ hal.executable.source private @scale_rows_t256 {
 
 
 
-    // ---- What follows for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
+    // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
 
 
     // ---- scale_rows: activations to f16, each row divided by a power of two that puts its largest value between 2^14 and 2^15: nothing
@@ -325,7 +325,7 @@ hal.executable.source private @mul_mat_float_n128_m128_k32_w2x2 {
       return %scale, %min : f32, f32
     }
 
-    // ---- What follows for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
+    // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
 
 
     // Of every byte, its nibble, pair of bits or bit of a number, counted from the lowest.
@@ -375,116 +375,116 @@ hal.executable.source private @mul_mat_float_n128_m128_k32_w2x2 {
     func.func private @store_sums(%sums: !sums, %lane: index, %y: !y, %xscale: !xscale, %first_n: index, %first_m: index, %n: index, %m: index) {
       %results0_0 = vector.extract %sums[0] : !results from !sums
       // @store_results(%results0_0, %lane, %y, %xscale, %first_n + 0, %first_m + 0, %n, %m)
-      %store_results.2 = arith.constant 0 : index
-      %store_results.1 = arith.addi %first_n, %store_results.2 : index
+      %store_results.3 = arith.constant 0 : index
+      %store_results.1 = arith.addi %first_n, %store_results.3 : index
       %store_results.4 = arith.constant 0 : index
-      %store_results.3 = arith.addi %first_m, %store_results.4 : index
-      func.call @store_results(%results0_0, %lane, %y, %xscale, %store_results.1, %store_results.3, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.2 = arith.addi %first_m, %store_results.4 : index
+      func.call @store_results(%results0_0, %lane, %y, %xscale, %store_results.1, %store_results.2, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results0_1 = vector.extract %sums[1] : !results from !sums
       // @store_results(%results0_1, %lane, %y, %xscale, %first_n + 0, %first_m + 16, %n, %m)
-      %store_results.6 = arith.constant 0 : index
-      %store_results.5 = arith.addi %first_n, %store_results.6 : index
+      %store_results.7 = arith.constant 0 : index
+      %store_results.5 = arith.addi %first_n, %store_results.7 : index
       %store_results.8 = arith.constant 16 : index
-      %store_results.7 = arith.addi %first_m, %store_results.8 : index
-      func.call @store_results(%results0_1, %lane, %y, %xscale, %store_results.5, %store_results.7, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.6 = arith.addi %first_m, %store_results.8 : index
+      func.call @store_results(%results0_1, %lane, %y, %xscale, %store_results.5, %store_results.6, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results0_2 = vector.extract %sums[2] : !results from !sums
       // @store_results(%results0_2, %lane, %y, %xscale, %first_n + 0, %first_m + 32, %n, %m)
-      %store_results.10 = arith.constant 0 : index
-      %store_results.9 = arith.addi %first_n, %store_results.10 : index
+      %store_results.11 = arith.constant 0 : index
+      %store_results.9 = arith.addi %first_n, %store_results.11 : index
       %store_results.12 = arith.constant 32 : index
-      %store_results.11 = arith.addi %first_m, %store_results.12 : index
-      func.call @store_results(%results0_2, %lane, %y, %xscale, %store_results.9, %store_results.11, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.10 = arith.addi %first_m, %store_results.12 : index
+      func.call @store_results(%results0_2, %lane, %y, %xscale, %store_results.9, %store_results.10, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results0_3 = vector.extract %sums[3] : !results from !sums
       // @store_results(%results0_3, %lane, %y, %xscale, %first_n + 0, %first_m + 48, %n, %m)
-      %store_results.14 = arith.constant 0 : index
-      %store_results.13 = arith.addi %first_n, %store_results.14 : index
+      %store_results.15 = arith.constant 0 : index
+      %store_results.13 = arith.addi %first_n, %store_results.15 : index
       %store_results.16 = arith.constant 48 : index
-      %store_results.15 = arith.addi %first_m, %store_results.16 : index
-      func.call @store_results(%results0_3, %lane, %y, %xscale, %store_results.13, %store_results.15, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.14 = arith.addi %first_m, %store_results.16 : index
+      func.call @store_results(%results0_3, %lane, %y, %xscale, %store_results.13, %store_results.14, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results1_0 = vector.extract %sums[4] : !results from !sums
       // @store_results(%results1_0, %lane, %y, %xscale, %first_n + 16, %first_m + 0, %n, %m)
-      %store_results.18 = arith.constant 16 : index
-      %store_results.17 = arith.addi %first_n, %store_results.18 : index
+      %store_results.19 = arith.constant 16 : index
+      %store_results.17 = arith.addi %first_n, %store_results.19 : index
       %store_results.20 = arith.constant 0 : index
-      %store_results.19 = arith.addi %first_m, %store_results.20 : index
-      func.call @store_results(%results1_0, %lane, %y, %xscale, %store_results.17, %store_results.19, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.18 = arith.addi %first_m, %store_results.20 : index
+      func.call @store_results(%results1_0, %lane, %y, %xscale, %store_results.17, %store_results.18, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results1_1 = vector.extract %sums[5] : !results from !sums
       // @store_results(%results1_1, %lane, %y, %xscale, %first_n + 16, %first_m + 16, %n, %m)
-      %store_results.22 = arith.constant 16 : index
-      %store_results.21 = arith.addi %first_n, %store_results.22 : index
+      %store_results.23 = arith.constant 16 : index
+      %store_results.21 = arith.addi %first_n, %store_results.23 : index
       %store_results.24 = arith.constant 16 : index
-      %store_results.23 = arith.addi %first_m, %store_results.24 : index
-      func.call @store_results(%results1_1, %lane, %y, %xscale, %store_results.21, %store_results.23, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.22 = arith.addi %first_m, %store_results.24 : index
+      func.call @store_results(%results1_1, %lane, %y, %xscale, %store_results.21, %store_results.22, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results1_2 = vector.extract %sums[6] : !results from !sums
       // @store_results(%results1_2, %lane, %y, %xscale, %first_n + 16, %first_m + 32, %n, %m)
-      %store_results.26 = arith.constant 16 : index
-      %store_results.25 = arith.addi %first_n, %store_results.26 : index
+      %store_results.27 = arith.constant 16 : index
+      %store_results.25 = arith.addi %first_n, %store_results.27 : index
       %store_results.28 = arith.constant 32 : index
-      %store_results.27 = arith.addi %first_m, %store_results.28 : index
-      func.call @store_results(%results1_2, %lane, %y, %xscale, %store_results.25, %store_results.27, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.26 = arith.addi %first_m, %store_results.28 : index
+      func.call @store_results(%results1_2, %lane, %y, %xscale, %store_results.25, %store_results.26, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results1_3 = vector.extract %sums[7] : !results from !sums
       // @store_results(%results1_3, %lane, %y, %xscale, %first_n + 16, %first_m + 48, %n, %m)
-      %store_results.30 = arith.constant 16 : index
-      %store_results.29 = arith.addi %first_n, %store_results.30 : index
+      %store_results.31 = arith.constant 16 : index
+      %store_results.29 = arith.addi %first_n, %store_results.31 : index
       %store_results.32 = arith.constant 48 : index
-      %store_results.31 = arith.addi %first_m, %store_results.32 : index
-      func.call @store_results(%results1_3, %lane, %y, %xscale, %store_results.29, %store_results.31, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.30 = arith.addi %first_m, %store_results.32 : index
+      func.call @store_results(%results1_3, %lane, %y, %xscale, %store_results.29, %store_results.30, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results2_0 = vector.extract %sums[8] : !results from !sums
       // @store_results(%results2_0, %lane, %y, %xscale, %first_n + 32, %first_m + 0, %n, %m)
-      %store_results.34 = arith.constant 32 : index
-      %store_results.33 = arith.addi %first_n, %store_results.34 : index
+      %store_results.35 = arith.constant 32 : index
+      %store_results.33 = arith.addi %first_n, %store_results.35 : index
       %store_results.36 = arith.constant 0 : index
-      %store_results.35 = arith.addi %first_m, %store_results.36 : index
-      func.call @store_results(%results2_0, %lane, %y, %xscale, %store_results.33, %store_results.35, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.34 = arith.addi %first_m, %store_results.36 : index
+      func.call @store_results(%results2_0, %lane, %y, %xscale, %store_results.33, %store_results.34, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results2_1 = vector.extract %sums[9] : !results from !sums
       // @store_results(%results2_1, %lane, %y, %xscale, %first_n + 32, %first_m + 16, %n, %m)
-      %store_results.38 = arith.constant 32 : index
-      %store_results.37 = arith.addi %first_n, %store_results.38 : index
+      %store_results.39 = arith.constant 32 : index
+      %store_results.37 = arith.addi %first_n, %store_results.39 : index
       %store_results.40 = arith.constant 16 : index
-      %store_results.39 = arith.addi %first_m, %store_results.40 : index
-      func.call @store_results(%results2_1, %lane, %y, %xscale, %store_results.37, %store_results.39, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.38 = arith.addi %first_m, %store_results.40 : index
+      func.call @store_results(%results2_1, %lane, %y, %xscale, %store_results.37, %store_results.38, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results2_2 = vector.extract %sums[10] : !results from !sums
       // @store_results(%results2_2, %lane, %y, %xscale, %first_n + 32, %first_m + 32, %n, %m)
-      %store_results.42 = arith.constant 32 : index
-      %store_results.41 = arith.addi %first_n, %store_results.42 : index
+      %store_results.43 = arith.constant 32 : index
+      %store_results.41 = arith.addi %first_n, %store_results.43 : index
       %store_results.44 = arith.constant 32 : index
-      %store_results.43 = arith.addi %first_m, %store_results.44 : index
-      func.call @store_results(%results2_2, %lane, %y, %xscale, %store_results.41, %store_results.43, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.42 = arith.addi %first_m, %store_results.44 : index
+      func.call @store_results(%results2_2, %lane, %y, %xscale, %store_results.41, %store_results.42, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results2_3 = vector.extract %sums[11] : !results from !sums
       // @store_results(%results2_3, %lane, %y, %xscale, %first_n + 32, %first_m + 48, %n, %m)
-      %store_results.46 = arith.constant 32 : index
-      %store_results.45 = arith.addi %first_n, %store_results.46 : index
+      %store_results.47 = arith.constant 32 : index
+      %store_results.45 = arith.addi %first_n, %store_results.47 : index
       %store_results.48 = arith.constant 48 : index
-      %store_results.47 = arith.addi %first_m, %store_results.48 : index
-      func.call @store_results(%results2_3, %lane, %y, %xscale, %store_results.45, %store_results.47, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.46 = arith.addi %first_m, %store_results.48 : index
+      func.call @store_results(%results2_3, %lane, %y, %xscale, %store_results.45, %store_results.46, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results3_0 = vector.extract %sums[12] : !results from !sums
       // @store_results(%results3_0, %lane, %y, %xscale, %first_n + 48, %first_m + 0, %n, %m)
-      %store_results.50 = arith.constant 48 : index
-      %store_results.49 = arith.addi %first_n, %store_results.50 : index
+      %store_results.51 = arith.constant 48 : index
+      %store_results.49 = arith.addi %first_n, %store_results.51 : index
       %store_results.52 = arith.constant 0 : index
-      %store_results.51 = arith.addi %first_m, %store_results.52 : index
-      func.call @store_results(%results3_0, %lane, %y, %xscale, %store_results.49, %store_results.51, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.50 = arith.addi %first_m, %store_results.52 : index
+      func.call @store_results(%results3_0, %lane, %y, %xscale, %store_results.49, %store_results.50, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results3_1 = vector.extract %sums[13] : !results from !sums
       // @store_results(%results3_1, %lane, %y, %xscale, %first_n + 48, %first_m + 16, %n, %m)
-      %store_results.54 = arith.constant 48 : index
-      %store_results.53 = arith.addi %first_n, %store_results.54 : index
+      %store_results.55 = arith.constant 48 : index
+      %store_results.53 = arith.addi %first_n, %store_results.55 : index
       %store_results.56 = arith.constant 16 : index
-      %store_results.55 = arith.addi %first_m, %store_results.56 : index
-      func.call @store_results(%results3_1, %lane, %y, %xscale, %store_results.53, %store_results.55, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.54 = arith.addi %first_m, %store_results.56 : index
+      func.call @store_results(%results3_1, %lane, %y, %xscale, %store_results.53, %store_results.54, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results3_2 = vector.extract %sums[14] : !results from !sums
       // @store_results(%results3_2, %lane, %y, %xscale, %first_n + 48, %first_m + 32, %n, %m)
-      %store_results.58 = arith.constant 48 : index
-      %store_results.57 = arith.addi %first_n, %store_results.58 : index
+      %store_results.59 = arith.constant 48 : index
+      %store_results.57 = arith.addi %first_n, %store_results.59 : index
       %store_results.60 = arith.constant 32 : index
-      %store_results.59 = arith.addi %first_m, %store_results.60 : index
-      func.call @store_results(%results3_2, %lane, %y, %xscale, %store_results.57, %store_results.59, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.58 = arith.addi %first_m, %store_results.60 : index
+      func.call @store_results(%results3_2, %lane, %y, %xscale, %store_results.57, %store_results.58, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       %results3_3 = vector.extract %sums[15] : !results from !sums
       // @store_results(%results3_3, %lane, %y, %xscale, %first_n + 48, %first_m + 48, %n, %m)
-      %store_results.62 = arith.constant 48 : index
-      %store_results.61 = arith.addi %first_n, %store_results.62 : index
+      %store_results.63 = arith.constant 48 : index
+      %store_results.61 = arith.addi %first_n, %store_results.63 : index
       %store_results.64 = arith.constant 48 : index
-      %store_results.63 = arith.addi %first_m, %store_results.64 : index
-      func.call @store_results(%results3_3, %lane, %y, %xscale, %store_results.61, %store_results.63, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
+      %store_results.62 = arith.addi %first_m, %store_results.64 : index
+      func.call @store_results(%results3_3, %lane, %y, %xscale, %store_results.61, %store_results.62, %n, %m) : (!results, index, !y, !xscale, index, index, index, index) -> ()
       return
     }
     func.func private @store_results(%results: !results, %lane: index, %y: !y, %xscale: !xscale, %first_n: index, %first_m: index, %n: index, %m: index) {
@@ -596,28 +596,28 @@ hal.executable.source private @mul_mat_float_n128_m128_k32_w2x2 {
     // g = lane / 16 takes 8g..8g+7 in one 16-byte read, its first half for the first instruction, its second for the second.
     func.func private @fragment_w(%tile: !tile_w, %row: index, %k: index, %lane: index) -> !fragment_w {
       // %tile[%row + %lane mod 16, %k + 8 * (%lane / 16)]
-      %values.2 = arith.constant 16 : index
-      %values.3 = arith.remui %lane, %values.2 : index
-      %values.1 = arith.addi %row, %values.3 : index
+      %values.3 = arith.constant 16 : index
+      %values.4 = arith.remui %lane, %values.3 : index
+      %values.1 = arith.addi %row, %values.4 : index
       %values.5 = arith.constant 8 : index
       %values.6 = arith.constant 16 : index
       %values.7 = arith.divui %lane, %values.6 : index
       %values.8 = arith.muli %values.5, %values.7 : index
-      %values.4 = arith.addi %k, %values.8 : index
-      %values = vector.load %tile[%values.1, %values.4] : !tile_w, !fragment_w
+      %values.2 = arith.addi %k, %values.8 : index
+      %values = vector.load %tile[%values.1, %values.2] : !tile_w, !fragment_w
       return %values : !fragment_w
     }
     func.func private @fragment_x(%tile: !tile_x, %row: index, %k: index, %lane: index) -> !fragment_x {
       // %tile[%row + %lane mod 16, %k + 8 * (%lane / 16)]
-      %values.2 = arith.constant 16 : index
-      %values.3 = arith.remui %lane, %values.2 : index
-      %values.1 = arith.addi %row, %values.3 : index
+      %values.3 = arith.constant 16 : index
+      %values.4 = arith.remui %lane, %values.3 : index
+      %values.1 = arith.addi %row, %values.4 : index
       %values.5 = arith.constant 8 : index
       %values.6 = arith.constant 16 : index
       %values.7 = arith.divui %lane, %values.6 : index
       %values.8 = arith.muli %values.5, %values.7 : index
-      %values.4 = arith.addi %k, %values.8 : index
-      %values = vector.load %tile[%values.1, %values.4] : !tile_x, !fragment_x
+      %values.2 = arith.addi %k, %values.8 : index
+      %values = vector.load %tile[%values.1, %values.2] : !tile_x, !fragment_x
       return %values : !fragment_x
     }
     // Where in the 16x16 results a lane's element i lies: n along the rows of the weight, m along those of the activations.
@@ -851,57 +851,57 @@ hal.executable.source private @mul_mat_float_n128_m128_k32_w2x2 {
       %sum14_0 = vector.extract %sums[14] : !results from !sums
       %sum15_0 = vector.extract %sums[15] : !results from !sums
       // @fragment_w(%tile_w, %wave_n + 0, 0, %lane)
-      %w0_0.2 = arith.constant 0 : index
-      %w0_0.1 = arith.addi %wave_n, %w0_0.2 : index
       %w0_0.3 = arith.constant 0 : index
-      %w0_0 = func.call @fragment_w(%tile_w, %w0_0.1, %w0_0.3, %lane) : (!tile_w, index, index, index) -> !fragment_w
+      %w0_0.1 = arith.addi %wave_n, %w0_0.3 : index
+      %w0_0.2 = arith.constant 0 : index
+      %w0_0 = func.call @fragment_w(%tile_w, %w0_0.1, %w0_0.2, %lane) : (!tile_w, index, index, index) -> !fragment_w
       // @fragment_w(%tile_w, %wave_n + 16, 0, %lane)
-      %w1_0.5 = arith.constant 16 : index
-      %w1_0.4 = arith.addi %wave_n, %w1_0.5 : index
-      %w1_0.6 = arith.constant 0 : index
-      %w1_0 = func.call @fragment_w(%tile_w, %w1_0.4, %w1_0.6, %lane) : (!tile_w, index, index, index) -> !fragment_w
+      %w1_0.6 = arith.constant 16 : index
+      %w1_0.4 = arith.addi %wave_n, %w1_0.6 : index
+      %w1_0.5 = arith.constant 0 : index
+      %w1_0 = func.call @fragment_w(%tile_w, %w1_0.4, %w1_0.5, %lane) : (!tile_w, index, index, index) -> !fragment_w
       // @fragment_w(%tile_w, %wave_n + 32, 0, %lane)
-      %w2_0.8 = arith.constant 32 : index
-      %w2_0.7 = arith.addi %wave_n, %w2_0.8 : index
-      %w2_0.9 = arith.constant 0 : index
-      %w2_0 = func.call @fragment_w(%tile_w, %w2_0.7, %w2_0.9, %lane) : (!tile_w, index, index, index) -> !fragment_w
+      %w2_0.9 = arith.constant 32 : index
+      %w2_0.7 = arith.addi %wave_n, %w2_0.9 : index
+      %w2_0.8 = arith.constant 0 : index
+      %w2_0 = func.call @fragment_w(%tile_w, %w2_0.7, %w2_0.8, %lane) : (!tile_w, index, index, index) -> !fragment_w
       // @fragment_w(%tile_w, %wave_n + 48, 0, %lane)
-      %w3_0.11 = arith.constant 48 : index
-      %w3_0.10 = arith.addi %wave_n, %w3_0.11 : index
-      %w3_0.12 = arith.constant 0 : index
-      %w3_0 = func.call @fragment_w(%tile_w, %w3_0.10, %w3_0.12, %lane) : (!tile_w, index, index, index) -> !fragment_w
+      %w3_0.12 = arith.constant 48 : index
+      %w3_0.10 = arith.addi %wave_n, %w3_0.12 : index
+      %w3_0.11 = arith.constant 0 : index
+      %w3_0 = func.call @fragment_w(%tile_w, %w3_0.10, %w3_0.11, %lane) : (!tile_w, index, index, index) -> !fragment_w
       // @fragment_x(%tile_x, %wave_m + 0, 0, %lane)
-      %x0_0.14 = arith.constant 0 : index
-      %x0_0.13 = arith.addi %wave_m, %x0_0.14 : index
       %x0_0.15 = arith.constant 0 : index
-      %x0_0 = func.call @fragment_x(%tile_x, %x0_0.13, %x0_0.15, %lane) : (!tile_x, index, index, index) -> !fragment_x
+      %x0_0.13 = arith.addi %wave_m, %x0_0.15 : index
+      %x0_0.14 = arith.constant 0 : index
+      %x0_0 = func.call @fragment_x(%tile_x, %x0_0.13, %x0_0.14, %lane) : (!tile_x, index, index, index) -> !fragment_x
       %sum0_1 = func.call @multiply(%w0_0, %x0_0, %sum0_0) : (!fragment_w, !fragment_x, !results) -> !results
       %sum4_1 = func.call @multiply(%w1_0, %x0_0, %sum4_0) : (!fragment_w, !fragment_x, !results) -> !results
       %sum8_1 = func.call @multiply(%w2_0, %x0_0, %sum8_0) : (!fragment_w, !fragment_x, !results) -> !results
       %sum12_1 = func.call @multiply(%w3_0, %x0_0, %sum12_0) : (!fragment_w, !fragment_x, !results) -> !results
       // @fragment_x(%tile_x, %wave_m + 16, 0, %lane)
-      %x1_0.17 = arith.constant 16 : index
-      %x1_0.16 = arith.addi %wave_m, %x1_0.17 : index
-      %x1_0.18 = arith.constant 0 : index
-      %x1_0 = func.call @fragment_x(%tile_x, %x1_0.16, %x1_0.18, %lane) : (!tile_x, index, index, index) -> !fragment_x
+      %x1_0.18 = arith.constant 16 : index
+      %x1_0.16 = arith.addi %wave_m, %x1_0.18 : index
+      %x1_0.17 = arith.constant 0 : index
+      %x1_0 = func.call @fragment_x(%tile_x, %x1_0.16, %x1_0.17, %lane) : (!tile_x, index, index, index) -> !fragment_x
       %sum1_1 = func.call @multiply(%w0_0, %x1_0, %sum1_0) : (!fragment_w, !fragment_x, !results) -> !results
       %sum5_1 = func.call @multiply(%w1_0, %x1_0, %sum5_0) : (!fragment_w, !fragment_x, !results) -> !results
       %sum9_1 = func.call @multiply(%w2_0, %x1_0, %sum9_0) : (!fragment_w, !fragment_x, !results) -> !results
       %sum13_1 = func.call @multiply(%w3_0, %x1_0, %sum13_0) : (!fragment_w, !fragment_x, !results) -> !results
       // @fragment_x(%tile_x, %wave_m + 32, 0, %lane)
-      %x2_0.20 = arith.constant 32 : index
-      %x2_0.19 = arith.addi %wave_m, %x2_0.20 : index
-      %x2_0.21 = arith.constant 0 : index
-      %x2_0 = func.call @fragment_x(%tile_x, %x2_0.19, %x2_0.21, %lane) : (!tile_x, index, index, index) -> !fragment_x
+      %x2_0.21 = arith.constant 32 : index
+      %x2_0.19 = arith.addi %wave_m, %x2_0.21 : index
+      %x2_0.20 = arith.constant 0 : index
+      %x2_0 = func.call @fragment_x(%tile_x, %x2_0.19, %x2_0.20, %lane) : (!tile_x, index, index, index) -> !fragment_x
       %sum2_1 = func.call @multiply(%w0_0, %x2_0, %sum2_0) : (!fragment_w, !fragment_x, !results) -> !results
       %sum6_1 = func.call @multiply(%w1_0, %x2_0, %sum6_0) : (!fragment_w, !fragment_x, !results) -> !results
       %sum10_1 = func.call @multiply(%w2_0, %x2_0, %sum10_0) : (!fragment_w, !fragment_x, !results) -> !results
       %sum14_1 = func.call @multiply(%w3_0, %x2_0, %sum14_0) : (!fragment_w, !fragment_x, !results) -> !results
       // @fragment_x(%tile_x, %wave_m + 48, 0, %lane)
-      %x3_0.23 = arith.constant 48 : index
-      %x3_0.22 = arith.addi %wave_m, %x3_0.23 : index
-      %x3_0.24 = arith.constant 0 : index
-      %x3_0 = func.call @fragment_x(%tile_x, %x3_0.22, %x3_0.24, %lane) : (!tile_x, index, index, index) -> !fragment_x
+      %x3_0.24 = arith.constant 48 : index
+      %x3_0.22 = arith.addi %wave_m, %x3_0.24 : index
+      %x3_0.23 = arith.constant 0 : index
+      %x3_0 = func.call @fragment_x(%tile_x, %x3_0.22, %x3_0.23, %lane) : (!tile_x, index, index, index) -> !fragment_x
       %sum3_1 = func.call @multiply(%w0_0, %x3_0, %sum3_0) : (!fragment_w, !fragment_x, !results) -> !results
       %sum7_1 = func.call @multiply(%w1_0, %x3_0, %sum7_0) : (!fragment_w, !fragment_x, !results) -> !results
       %sum11_1 = func.call @multiply(%w2_0, %x3_0, %sum11_0) : (!fragment_w, !fragment_x, !results) -> !results

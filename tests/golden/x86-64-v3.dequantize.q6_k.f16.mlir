@@ -112,7 +112,7 @@ hal.executable.source private @dequantize_f16_b64_t1 {
       return %scale, %min : f32, f32
     }
 
-    // ---- What follows for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
+    // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
 
 
     // Of every byte, its nibble, pair of bits or bit of a number, counted from the lowest.
@@ -211,16 +211,16 @@ hal.executable.source private @dequantize_f16_b64_t1 {
     // Eight i of the row.
     func.func private @convert_8(%w: !bytes, %w_at: index, %y: !values, %y_at: index, %i: index) {
       // @load_values(%w, %w_at + 210 * (%i / 32), 8 * (%i mod 32))
-      %values.2 = arith.constant 210 : index
-      %values.3 = arith.constant 32 : index
-      %values.4 = arith.divui %i, %values.3 : index
-      %values.5 = arith.muli %values.2, %values.4 : index
-      %values.1 = arith.addi %w_at, %values.5 : index
+      %values.3 = arith.constant 210 : index
+      %values.4 = arith.constant 32 : index
+      %values.5 = arith.divui %i, %values.4 : index
+      %values.6 = arith.muli %values.3, %values.5 : index
+      %values.1 = arith.addi %w_at, %values.6 : index
       %values.7 = arith.constant 8 : index
       %values.8 = arith.constant 32 : index
       %values.9 = arith.remui %i, %values.8 : index
-      %values.6 = arith.muli %values.7, %values.9 : index
-      %values = func.call @load_values(%w, %values.1, %values.6) : (!bytes, index, index) -> !f32x8
+      %values.2 = arith.muli %values.7, %values.9 : index
+      %values = func.call @load_values(%w, %values.1, %values.2) : (!bytes, index, index) -> !f32x8
       %rounded = arith.truncf %values : !f32x8 to vector<8xf16>
       // %y[%y_at + 8 * %i]
       %rounded.11 = arith.constant 8 : index

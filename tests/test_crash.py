@@ -1,0 +1,273 @@
+"""What could take the interpreter with it: failures that are collected late, forks, exits during calls. Each runs in a process of its own."""
+
+import gc
+import os
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crash import Planted, X, emulated, weight
+
+import iq
+from iq.errors import DeviceError
+
+HERE = Path(__file__).parent
+
+# Generous: what is to show is that a process ends at all.
+SECONDS = 120
+
+
+def python(*arguments):
+    """What a process printed, and its exit status; a crash is a negative one."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=SECONDS, cwd=HERE, check=False)
+    return done.stdout, done.stderr, done.returncode
+
+
+def eventually(condition):
+    """Whether it holds soon: IREE frees on a thread of its own."""
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_failures_in_every_kind_of_call(environment, seed):
+    printed, errors, status = python("-X", "faulthandler", "crash.py", "66", str(seed))
+    assert (printed[:28], errors, status) == ("66 failures, 0 devices left,", "", 0)
+
+
+# ---- Who keeps whom
+
+
+def frames_of(error):
+    while error is not None:
+        traceback = error.__traceback__
+        while traceback:
+            yield traceback.tb_frame
+            traceback = traceback.tb_next
+        error = error.__cause__ or error.__context__
+
+
+def made_by_iree(value):
+    return type(value).__module__.startswith("iree.") and not isinstance(value, type) and type(value).__name__ != "HalElementType"
+
+
+def test_an_error_keeps_nothing_that_iree_made(environment):
+    device, _ = emulated(fails=0)
+    w = weight(device)
+    x = device.put(np.ones((3, 64), np.float32))[1:].reshape((2, 64))[:1]  # a part of an allocation
+    with pytest.raises(Planted) as caught:
+        w.matmul(device.put(np.ones((8, 64), np.float32))[1:3].copy())
+    with pytest.raises(DeviceError) as again:
+        x.copy()
+    assert all(not made_by_iree(local) for e in (caught, again) for frame in frames_of(e.value) for local in frame.f_locals.values())
+    assert any(frame.f_code.co_name == "call" for frame in frames_of(caught.value))
+
+
+def test_a_device_goes_after_the_last_of_its_buffers(environment):
+    device, gpu = emulated()
+    buffer, other = device.put(X), device.put(X)
+    hal = weakref.ref(device._hal)
+    handle = buffer._memory.handle
+    del device, buffer, other
+    assert eventually(lambda: len(gpu.memory.leaks()) == 1)
+    assert hal() is handle.owner
+    del handle
+    assert eventually(lambda: hal() is None and not gpu.handles and not gpu.memory.allocations())
+
+
+def test_a_cycle_that_holds_a_device_and_its_buffers(environment):
+    device, gpu = emulated()
+    buffer = device.put(X)
+    cycle = [device, buffer, buffer._memory.handle, buffer[1:], device._hal]
+    cycle.append(cycle)
+    del device, buffer, cycle
+    assert eventually(lambda: not gpu.handles and not gpu.memory.allocations())
+
+
+def test_a_buffer_of_another_device(environment):
+    (device, _), (other, _) = emulated(processor="gfx1100"), emulated(processor="gfx1100")
+    w, x = weight(device), other.put(X)
+    kernel = device.library.kernel(iq.ops.KernelSpec("mul_mat_vec", "q4_0", "2"))
+    with pytest.raises(DeviceError, match="another device"):
+        kernel((w._packed, x), {"columns": 2, "rows": 4, "blocks": 2}, (device.alloc((2, 4), "f32"),))
+    assert w.matmul(X).shape == (2, 4)
+
+
+def test_a_device_that_the_driver_has_lost(environment):
+    """Real GPUs: what IREE's driver can no longer free stays, and says why it cannot be used."""
+    code = """
+import gc
+from crash import Planted, X, emulated, weight
+device, gpu = emulated(fails=0)
+device._hal._outlives_failure = False
+w = weight(device)
+try:
+    w.matmul(X)
+except Planted:
+    pass
+try:
+    device.zeros(4, "f32")
+except Exception as error:
+    print(type(error).__name__, str(error)[:55])
+del device, w
+gc.collect()
+print(gpu.handles > 0, len(gpu.memory.leaks()) > 0)
+"""
+    assert python("-c", code) == ("DeviceError the device cannot be used: its driver has lost it, with \nTrue True\n", "", 0)
+
+
+# ---- Forks
+
+
+FORKS = """
+import gc, multiprocessing, os, sys, threading
+import numpy as np
+import iq
+from crash import emulated, weight
+
+X = np.ones((2, 64), np.float32)
+spec = sys.argv[1]
+device = emulated()[0] if spec == "emulated" else iq.Device("cpu", threads=int(spec))
+w = weight(device)
+y = w.matmul(X)
+default = iq.QTensor.quantize(X, "q4_0")
+
+def child():
+    refused = 0
+    calls = [lambda: w.matmul(X), w.dequantize, lambda: device.zeros(4, "f32").numpy(), lambda: device.library.kernel(None)]
+    for call in calls:
+        try:
+            call()
+        except iq.errors.DeviceError as error:
+            refused += "forked" in str(error)
+    assert refused == len(calls), refused
+    if spec != "emulated":
+        assert not y.numpy().any()  # the host's own memory
+    own = iq.QTensor.quantize(X, "q4_0")
+    assert own.device is not default.device and np.allclose(own.matmul(X).numpy(), 64, rtol=1e-2)
+    gc.collect()
+"""
+
+
+@pytest.mark.parametrize("device", ["1", "2", "emulated"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        """
+pid = os.fork()
+if not pid:
+    child()
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+""",
+        """
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join()
+assert process.exitcode == 0
+""",
+        """
+pid = os.fork()
+if not pid:
+    del device, w, y, default  # all that the parent opened
+    gc.collect()
+    sys.exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+""",
+    ],
+    ids=["fork", "multiprocessing", "garbage"],
+)
+def test_forks(environment, device, how):
+    """The child can use what it opens, not what its parent opened; and it ends. The parent goes on."""
+    assert python("-c", f"{FORKS}{how}w.matmul(X)\nprint('parent')", device) == ("parent\n", "", 0)
+
+
+def test_a_fork_while_another_thread_calls(environment):
+    code = f"""{FORKS}
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        w.matmul(X)
+threads = [threading.Thread(target=work) for _ in range(2)]
+for thread in threads: thread.start()
+for _ in range(5):
+    pid = os.fork()
+    if not pid:
+        child()
+        os._exit(0) if _ % 2 else sys.exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+stop.set()
+"""
+    assert python("-c", code, "2") == ("", "", 0)
+
+
+# ---- Exits
+
+
+@pytest.mark.parametrize("device", ["iq.Device('cpu')", "iq.Device('cpu', threads=1)", "emulated()[0]"])
+@pytest.mark.parametrize("call", ["w.matmul(X).numpy()", "device.zeros(1000, 'f32').numpy()", "emulated()", "iq.Device('cpu', threads=2)"])
+def test_an_exit_while_daemon_threads_call(environment, device, call):
+    code = f"""
+import threading, time
+import iq
+from crash import X, emulated, weight
+device = {device}
+w = weight(device, 512)
+w.matmul(X)
+def work():
+    while True:
+        {call}
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.1)
+print("exit")
+"""
+    printed, errors, status = python("-c", code)
+    assert (printed, status) == ("exit\n", 0)
+    # The threads are told; nobody else is.
+    assert all(line.startswith("iq.errors.DeviceError") for line in errors.splitlines() if "Error" in line)
+    assert "nanobind" not in errors
+
+
+def test_an_exit_hook_that_comes_after_iqs(environment):
+    code = """
+import atexit
+def late():
+    for call in (lambda: w.matmul(X), lambda: iq.Device("cpu")):
+        try:
+            call()
+        except iq.errors.DeviceError as error:
+            print("the interpreter is exiting" in str(error))
+    print(y.numpy().shape)
+atexit.register(late)
+import iq
+from crash import X, weight
+w = weight(iq.Device("cpu"))
+y = w.matmul(X)
+atexit.register(lambda: print(w.matmul(X).shape))
+"""
+    assert python("-c", code) == ("(2, 4)\nTrue\nTrue\n(2, 4)\n", "", 0)
+
+
+def test_an_exit_with_an_error_that_keeps_all(environment):
+    code = """
+import sys
+from crash import X, emulated, weight
+def fail():
+    device, gpu = emulated(fails=0)
+    w = weight(device)
+    w.matmul(X)
+try:
+    fail()
+except Exception as error:
+    sys.kept = error, sys.exc_info()
+print("exit")
+"""
+    assert python("-c", code) == ("exit\n", "", 0)
