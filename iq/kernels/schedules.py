@@ -150,8 +150,8 @@ class DotSchedule(Schedule):
 
 
 # M that the matvecs have kernels for. On an H100, in five formats and five shapes, clamping 3, 5 and 6 to the next power of two cost 16, 28
-# and 17% on average, and 7 to 8 cost 5%. On a CPU with VNNI (4096 x 4096, one thread) 3, 5, 6 and 7 cost 15 to 22, 42 to 67, 15 to 39 and 10
-# to 17%. On AMD GPUs nothing is measured.
+# and 17% on average, and 7 to 8 cost 5%. On a CPU with VNNI (4096 x 4096, one thread) 3, 5, 6 and 7 cost 15 to 22%, 42 to 67%, 15 to 39%
+# and 10 to 17%. On AMD GPUs nothing is measured.
 MOST_VEC_COLUMNS = 8
 VEC_COLUMNS: dict[str, tuple[int, ...]] = {
     "rocm": (1, 2, 4, 8),
