@@ -64,7 +64,8 @@ def test_get_rows_is_bit_exact(device, fmt, dtype):
     assert different_bits(got, rounded(values[ids.ravel()], dtype).reshape(2, 3, k)) == 0
 
 
-VEC_SHAPES = [(m, n) for m in range(1, MOST_VEC_COLUMNS + 1) for n in (1, 5, 67)]
+# Above N = 1024 targets that split K for small weights take the default schedule.
+VEC_SHAPES = [(m, n) for m in range(1, MOST_VEC_COLUMNS + 1) for n in (1, 5, 67)] + [(m, 1027) for m in (1, 2, 3, 4)]
 TILE_SHAPES = [(9, 64), (17, 1), (64, 128), (65, 131), (130, 70)]
 
 
