@@ -12,9 +12,9 @@ export IQ_TEST_CACHE_DIR ?= $(CURDIR)/.test-cache
 # Says which disassembler will be used, or why none will do.
 DISASSEMBLER := $(BIN)/python -c 'import sys; from iq.inspect import Objdump; found = Objdump.find(); sys.exit(found if isinstance(found, str) else 0)'
 
-# One format, on the CPU and on one emulated GPU.
-QUICK ?= -k 'not (gfx90a or gfx942 or gfx1030 or gfx1201) and (q4_0 or imports or packaging)' \
-    $(addprefix tests/test_,emulated_kernels.py formats.py format_bytes.py kernels.py packaging.py imports.py)
+# One format, on the CPU and on one emulated GPU; the rooms, the packaging and the check of waits.
+QUICK ?= -k 'gfx1100-q4_0 or q4_0-gfx1100 or (q4_0 and not gfx and not any_shape) or imports or waits and not hardly' \
+    $(addprefix tests/test_,emulated_kernels.py formats.py format_bytes.py kernels.py packaging.py imports.py waits.py)
 
 # More for tools/kernels_diff.py: DIFF='--target gfx942 --format q4_k'.
 DIFF ?=

@@ -162,7 +162,7 @@ def test_explain() -> None:
 def test_explain_shows_when_split_k_is_taken() -> None:
     small, large = (facts(*explain("q4_0", "gfx1100", 1, n, 4096)) for n in (1024, 200_000))
     assert (small["key"], large["key"]) == ("mul_mat_vec.q4_0.1.split_k2", "mul_mat_vec.q4_0.1")
-    assert "split_k2: the weight has 2359296 bytes" in small["why"]
+    assert "split_k2: N = 1024 is at most 1024" in small["why"]
     assert "mul_mat_vec.q4_0.1" in small["others"]
     assert small["dispatches"][-1]["schedule"]["split_k"] == 2
 

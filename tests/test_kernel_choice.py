@@ -13,8 +13,7 @@ from iq.formats import FORMATS
 from iq.kernels import OPS, Axis, Dispatch, KernelSpec, Problem, choose, kernels, plan
 from iq.kernels import ops as definitions
 from iq.kernels.kernel import Kernel, all_sizes
-from iq.kernels.ops import VEC_COLUMNS
-from iq.kernels.schedules import VecSchedule
+from iq.kernels.schedules import MOST_VEC_COLUMNS, VEC_COLUMNS, VecSchedule, vec_columns
 from iq.targets import TARGETS
 
 targets = pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.id)
@@ -29,7 +28,7 @@ def test_keys_and_specs_are_inverse():
         assert KernelSpec.parse(key).key == key
 
 
-NO_KEYS = """mul_mat_vec mul_mat_vec.q4_k mul_mat_vec.q4_k.3
+NO_KEYS = """mul_mat_vec mul_mat_vec.q4_k mul_mat_vec.q4_k.9
     mul_mat_vec.q4_k.x mul_mat_vec.q4_k.01 mul_mat_vec.f32.1 no.q4_k.1 mul_mat.q4_k.f16
     mul_mat_vec.q4_k.1.split_k3 mul_mat_vec.q4_k.1.split_k2.more dequantize.q8_1.f32 mul_mat_vec.q4_k.1."""
 
@@ -57,10 +56,10 @@ def test_schedules_of_a_kernel_differ_in_label_and_key(target):
     assert {k.name for k in every} >= {"mul_mat_vec", "mul_mat_float", "scale_rows"}
     for kernel in every:
         for fmt in QUANTIZED:
-            schedules = [s for m in VEC_COLUMNS for s in kernel.schedules(target, fmt, m)]
+            schedules = [s for m in vec_columns(target) for s in kernel.schedules(target, fmt, m)]
             for a, b in combinations(set(schedules), 2):
                 assert a.label != b.label
-            for m in VEC_COLUMNS:
+            for m in vec_columns(target):
                 keys = [s.key for s in kernel.schedules(target, fmt, m)]
                 assert len(set(keys)) == len(keys)
                 assert not keys or keys[0] == "", "the first is the default"
@@ -124,9 +123,9 @@ def test_a_choice_exists_and_is_meant_for_the_problem(target, data):
     assert choice.spec.key not in choice.others
     assert all(KernelSpec.parse(key).exists(target) for key in choice.others)
     if choice.spec.columns:
-        assert choice.spec.columns == min(c for c in VEC_COLUMNS if c >= problem.m)
+        assert choice.spec.columns == min(c for c in vec_columns(target) if c >= problem.m)
     else:
-        assert problem.m > VEC_COLUMNS[-1]
+        assert problem.m > MOST_VEC_COLUMNS
     integer = plan(choice.spec, target)[-1].kernel.unit == "dot"
     assert via is None or integer == (via == "q8_1")
     # Every workgroup has a result to make.
@@ -166,3 +165,9 @@ def test_what_cannot_be_chosen():
     with pytest.raises(KernelKeyError, match="leaves no choice"):
         choose("dequantize", q4, target, Problem(1, 1, 32))
     assert "mul_mat" in OPS
+
+
+def test_columns_of_every_family_go_up_to_the_most():
+    for columns in VEC_COLUMNS.values():
+        assert list(columns) == sorted(set(columns))
+        assert (columns[0], columns[-1]) == (1, MOST_VEC_COLUMNS)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import iq
 from iq.formats import FORMATS
 from iq.kernels import DTYPES
-from iq.kernels.ops import VEC_COLUMNS
+from iq.kernels.schedules import MOST_VEC_COLUMNS
 from iq.verify.references import (
     F16_NMSE,
     F32_NMSE,
@@ -64,7 +64,7 @@ def test_get_rows_is_bit_exact(device, fmt, dtype):
     assert different_bits(got, rounded(values[ids.ravel()], dtype).reshape(2, 3, k)) == 0
 
 
-VEC_SHAPES = [(m, n) for m in range(1, VEC_COLUMNS[-1] + 1) for n in (1, 5, 67)]
+VEC_SHAPES = [(m, n) for m in range(1, MOST_VEC_COLUMNS + 1) for n in (1, 5, 67)]
 TILE_SHAPES = [(9, 64), (17, 1), (64, 128), (65, 131), (130, 70)]
 
 
@@ -80,7 +80,7 @@ def test_products_via_q8_1(device, fmt, m, n):
 
 
 @weights
-@pytest.mark.parametrize("m", range(1, VEC_COLUMNS[-1] + 1))
+@pytest.mark.parametrize("m", range(1, MOST_VEC_COLUMNS + 1))
 def test_dequantize_mul_mat_vec(device, fmt, m):
     n, k = 21, 3 * 256 if fmt.block_size == 256 else 11 * fmt.kernel_block_weights()
     w, values = weight(device, fmt, n, k)

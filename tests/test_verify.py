@@ -25,7 +25,7 @@ from iq.kernels import KernelSpec
 from iq.kernels.ops import SCALE_ROWS
 from iq.targets import TARGETS
 from iq.verify import report as reports
-from iq.verify.cases import LANE_VALUES, LANES, Check, cases
+from iq.verify.cases import LANES, THREAD_VALUES, THREADS, Check, cases
 from iq.verify.devices import APPROXIMATIONS, EMULATED, Opened, open_real
 from iq.verify.peaks import PEAKS, Work, roofline
 from iq.verify.results import TargetReport
@@ -73,11 +73,14 @@ def test_all_edges_are_in_the_cases_of_one_column(cpu):
 def test_each_lane_has_an_outlier():
     for target in TARGETS.values():
         for schedule in SCALE_ROWS.schedules(target, FORMATS["q8_0"], 0):
-            assert schedule.threads(target.wave) <= LANES, target.id
+            assert schedule.threads(target.wave) <= THREADS and target.wave <= LANES, target.id
     [x] = [case.inputs[1] for case in cases(KernelSpec.parse("mul_mat.q4_0.float"), TARGETS["gfx1100"]) if "each lane" in case.name]
     largest = np.abs(x).argmax(axis=1)
-    assert np.array_equal(largest // LANE_VALUES, np.arange(LANES))
-    assert set(largest % LANE_VALUES) == set(range(LANE_VALUES))
+    thread = largest // THREAD_VALUES
+    for wave in (32, 64):
+        assert set(thread % wave) == set(range(wave))
+        assert set(thread // wave) == set(range(THREADS // wave))
+    assert set(largest % THREAD_VALUES) == set(range(THREAD_VALUES))
     assert {np.sign(x[i, at]) for i, at in enumerate(largest)} == {-1, 1}
 
 

@@ -23,8 +23,7 @@ from iq import __version__
 from iq.bundle import Bundle, find, read_manifest
 from iq.errors import BundleError, FormatError, IqError, KernelKeyError, NoArtifactError, ShapeError, TargetError
 from iq.extras import extra_of, install
-from iq.formats import FORMATS
-from iq.kernels import OPS, KernelSpec, Problem
+from iq.kernels import KernelSpec, Problem
 from iq.kernels import kernels as all_kernels
 from iq.targets import TARGETS, Target, parse_targets
 
@@ -97,12 +96,11 @@ def ls_command(path: Path | None, kernels: bool, as_json: bool) -> None:
     elif kernels:
         _print_list([k.key for k in all_kernels()], as_json)
     else:
-        rows = [
-            {"op": op.name, "format": fmt.name, "variants": list(variants)}
-            for op in OPS.values()
-            for fmt in FORMATS.values()
-            if (variants := op.values(fmt))
-        ]
+        variants: dict[tuple[str, str], list[str]] = {}
+        for spec in all_kernels():
+            if not spec.schedule:
+                variants.setdefault((spec.op, spec.format), []).append(spec.variant)
+        rows = [{"op": op, "format": fmt, "variants": named} for (op, fmt), named in variants.items()]
         _print_table(rows, as_json)
 
 

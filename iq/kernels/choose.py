@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from iq.errors import FormatError, KernelKeyError, ShapeError
 from iq.formats import Format
 from iq.kernels.kernel import Kernel
-from iq.kernels.ops import DEQUANTIZE_MUL_MAT_VEC, MUL_MAT_VEC, OPS, VEC_COLUMNS
-from iq.kernels.schedules import VecSchedule
+from iq.kernels.ops import DEQUANTIZE_MUL_MAT_VEC, MUL_MAT_VEC, OPS
+from iq.kernels.schedules import MOST_VEC_COLUMNS, VecSchedule, vec_columns
 from iq.kernels.spec import KernelSpec
 from iq.targets import Target
 
@@ -51,7 +51,7 @@ def choose(op: str, fmt: type[Format], target: Target, problem: Problem, via: st
         raise FormatError(f"{fmt.name} weights are not quantized: via='q8_1' does not apply; use via='float'")
     if min(problem.m, problem.n, problem.k) < 1:
         raise ShapeError(f"no kernel multiplies M = {problem.m}, N = {problem.n}, K = {problem.k}: all must be positive")
-    matvec = problem.m <= VEC_COLUMNS[-1]
+    matvec = problem.m <= MOST_VEC_COLUMNS
     taken = via or ("q8_1" if quantized and (matvec or not target.matrix_cores) else "float")
     if via or not quantized:
         reason = f"via {taken}, as asked" if via else f"via float: {fmt.name} is not quantized"
@@ -62,24 +62,23 @@ def choose(op: str, fmt: type[Format], target: Target, problem: Problem, via: st
     vias = tuple(v for v in _MATVECS if v == "float" or quantized)
     if matvec:
         spec, more = _matvec(_MATVECS[taken], fmt, target, problem)
-        reasons = [f"M = {problem.m} is at most {VEC_COLUMNS[-1]}", reason, *more]
+        reasons = [f"M = {problem.m} is at most {MOST_VEC_COLUMNS}", reason, *more]
         keys = [s for v in vias for s in _keys(_MATVECS[v], fmt, target, spec.columns or 0)]
     else:
         spec = KernelSpec("mul_mat", fmt.name, via=taken)
-        reasons = [f"M = {problem.m} is above {VEC_COLUMNS[-1]}", reason]
+        reasons = [f"M = {problem.m} is above {MOST_VEC_COLUMNS}", reason]
         keys = [KernelSpec("mul_mat", fmt.name, via=v) for v in OPS["mul_mat"].values(fmt)]
     return Choice(spec, "; ".join(reasons), tuple(s.key for s in keys if s != spec))
 
 
 def _matvec(kernel: Kernel, fmt: type[Format], target: Target, problem: Problem) -> tuple[KernelSpec, list[str]]:
-    """A matvec for so many rows of activations, with the first schedule that is meant for so small a weight, else the default one."""
-    columns = next(c for c in VEC_COLUMNS if c >= problem.m)
+    """A matvec for so many rows of activations, with the first schedule that is meant for so few rows of the weight, else the default."""
+    columns = next(c for c in vec_columns(target) if c >= problem.m)
     reasons = [] if columns == problem.m else [f"the next kernel is for {columns}"]
-    nbytes = problem.n * fmt.row_bytes(problem.k)
     schedules = kernel.schedules(target, fmt, columns)
-    small = (s for s in schedules if isinstance(s, VecSchedule) and nbytes <= s.max_bytes)
+    small = (s for s in schedules if isinstance(s, VecSchedule) and problem.n <= s.max_n)
     if schedule := next(small, None):
-        reasons.append(f"{schedule.key}: the weight has {nbytes} bytes, at most {schedule.max_bytes}")
+        reasons.append(f"{schedule.key}: N = {problem.n} is at most {schedule.max_n}")
     return KernelSpec(kernel.name, fmt.name, columns=columns, schedule=schedule.key if schedule else ""), reasons
 
 

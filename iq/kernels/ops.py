@@ -10,9 +10,6 @@ from iq.kernels import schedules
 from iq.kernels.kernel import Axis, Kernel, Schedules, Tensor
 from iq.targets import Target
 
-# M, rows of activations, that the matvecs have kernels for; between two of them the next larger one runs, its last columns clamped.
-VEC_COLUMNS = (1, 2, 4, 8)
-
 # Element types that dequantize and get_rows write.
 DTYPES = ("f32", "f16", "bf16")
 
@@ -98,7 +95,8 @@ class Op:
         return next(plan for plan in variant.plans if all(kernel.schedules(target, fmt, 0) for kernel in plan))
 
 
-_COLUMNS = tuple(map(str, VEC_COLUMNS))
+# Those of them that a target has are in schedules.VEC_COLUMNS.
+_COLUMNS = tuple(str(m) for m in range(1, schedules.MOST_VEC_COLUMNS + 1))
 OPS: dict[str, Op] = {
     op.name: op
     for op in (

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from iq.errors import KernelKeyError
 from iq.formats import FORMATS, Format
 from iq.kernels.kernel import Kernel
-from iq.kernels.ops import VEC_COLUMNS
-from iq.kernels.schedules import Schedule
+from iq.kernels.schedules import MOST_VEC_COLUMNS, Schedule
 from iq.kernels.spec import KernelSpec
 from iq.targets import Target
 
@@ -43,7 +42,7 @@ def plan(spec: KernelSpec, target: Target) -> tuple[Dispatch, ...]:
 
 def _dispatch(kernel: Kernel, spec: KernelSpec, target: Target, fmt: type[Format]) -> Dispatch:
     # mul_mat over a matvec kernel takes the largest one, a tile of columns after the other.
-    schedules = kernel.schedules(target, fmt, spec.columns or VEC_COLUMNS[-1])
+    schedules = kernel.schedules(target, fmt, spec.columns or MOST_VEC_COLUMNS)
     schedule = next((s for s in schedules if s.key == spec.schedule), schedules[0])
     takes_dtype = any(not tensor.dtype for tensor in kernel.writes)
     return Dispatch(kernel, schedule, spec.dtype or "" if takes_dtype else "")

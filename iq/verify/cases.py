@@ -99,8 +99,9 @@ def _with(at: int, value: float) -> Callable[[Row], Row]:
     return lambda row: np.where(np.arange(row.size) == at % row.size, np.float32(value), row)
 
 
-# The threads of the largest workgroup that shares a row of activations, and how many neighbouring values each takes at a time.
-LANES, LANE_VALUES = 256, 8
+# The threads of the largest workgroup that shares a row of activations, how many neighbouring values each takes at a time, and the lanes of
+# the largest wave.
+THREADS, THREAD_VALUES, LANES = 256, 8, 64
 
 # What becomes of a row of ordinary activations. The first ones have a defined product; the others must spoil their own row, and only that.
 _EDGE_ROWS: dict[str, Callable[[Row], Row]] = {
@@ -143,9 +144,10 @@ def _product(model: Model, spec: KernelSpec, target: Target, rng: np.random.Gene
         yield call("several tiles", 65, 131, medium)
         yield call("one row", 57, 1, medium)
         yield call("one block", 1, 21, max(one, 32))
-        yield call("long rows", 23, 55, _row_length(fmt, 1100))
-        if model.outliers:  # the cases of quantize_q8_1 have them for the other model
-            yield call("an outlier in each lane", LANES, 16, _row_length(fmt, LANES * LANE_VALUES), outliers=True)
+        if model.outliers:
+            yield call("long rows, an outlier in each lane", LANES, 55, _row_length(fmt, THREADS * THREAD_VALUES), outliers=True)
+        else:  # the cases of quantize_q8_1 have outliers
+            yield call("long rows", 23, 55, _row_length(fmt, 1100))
     edges = list(_EDGE_ROWS) * max(1, m // len(_EDGE_ROWS))
     for at in range(0, len(edges), m):
         yield call(", ".join(dict.fromkeys(edges[at : at + m])), m, n, medium, edges[at : at + m])
@@ -164,8 +166,8 @@ def _call(
 ) -> Case:
     """A product of random operands. edges: what becomes of the first rows of activations, by name.
 
-    outliers: row i of the activations has its largest magnitude among the values of lane i of a workgroup. Scaled by a maximum that leaves
-    out any lane or wave, some row's outlier is too large for f16.
+    outliers: row i of the activations has its largest magnitude among the values of lane i of a wave, and rows with it in every wave of a
+    workgroup follow each other. Scaled by a maximum that leaves out any lane or wave, some row's outlier is too large for f16.
     """
     packed = references.random_weights(fmt, n, k, rng)
     x = rng.standard_normal((m, k), dtype=np.float32)
@@ -173,7 +175,8 @@ def _call(
         x[i] = _EDGE_ROWS[edge](x[i])
     if outliers:
         row = np.arange(m)
-        x[row, row * LANE_VALUES + row % LANE_VALUES] = np.where(row // LANE_VALUES % 2, np.float32(-32), np.float32(32))
+        thread = (row + LANES * row) % THREADS  # lane `row` of a wave of 64, lane row % 32 of a wave of 32
+        x[row, thread * THREAD_VALUES + row % THREAD_VALUES] = np.where(row % 2, np.float32(-32), np.float32(32))
     sizes = {"m": m, "n": n, "blocks": k // fmt.kernel_block_weights()}
     check = partial(_check_product, model, x, references.dequantized(fmt, packed))
     return Case(f"{name}: {m} x {k} times {n} x {k}", (packed, x), sizes, (((m, n), "f32"),), check, 2 * m * n * k)

@@ -725,6 +725,7 @@ hal.executable.source private @mul_mat_float_n128_m128_k32_w2x2 {
         %next_quants.24 = arith.subi %steps, %next_quants.23 : index
         %next_quants.20 = arith.minui %next_quants.22, %next_quants.24 : index
         %next_quants, %next_scales, %next_values = func.call @load_step(%w, %row_at, %k_w, %xh, %source_m, %k_x, %next_quants.20) : (!bytes, index, index, !xh, index, index, index) -> (!quants, !scales, !values)
+
         %next_sums = func.call @wave_multiply(%tile_w, %tile_x, %wave_n, %wave_m, %lane, %sums) : (!tile_w, !tile_x, index, index, index, !sums) -> !sums
         scf.yield %next_quants, %next_scales, %next_values, %next_sums : !quants, !scales, !values, !sums
       }
