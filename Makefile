@@ -59,7 +59,7 @@ emulate-all: tools ## every kernel of every ROCm target under ISA emulation, wit
 mutate: tools ## change instructions of kernels one at a time, and say how many changes emulated runs notice (slow)
 	$(BIN)/python tests/mutate.py
 
-crash-test: tools ## plant 1000 failures in every kind of call, and see that the interpreter survives (about a minute)
+crash-test: tools ## plant 1000 failures in every kind of call, and see that the interpreter survives (half a minute)
 	IQ_CACHE_DIR=$(IQ_TEST_CACHE_DIR) $(BIN)/python -X faulthandler tests/crash.py 1000
 
 golden: $(VENV)/ready ## render again what tests/golden keeps to be read, and review the diff

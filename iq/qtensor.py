@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from iq.runtime.buffer import Buffer
 from iq.runtime.device import Device
 from iq.runtime.dtypes import dtype_of
 from iq.runtime.library import Kernel
+from iq.targets import Target
 
 
 class QTensor:
@@ -118,7 +120,7 @@ class QTensor:
         if m * n == 0 or k == 0:
             out.fill_zero()
             return out
-        spec = choose("mul_mat", self._format, self.device.target, Problem(m, n, k), via).spec
+        spec = _product(self.format, self.device.target, Problem(m, n, k), via)
         sizes = {"m": m, "n": n, "blocks": k // self._format.kernel_block_weights()}
         self.device.library.kernel(spec)((self._packed, _widen(x)), sizes, (out,))
         return out
@@ -199,6 +201,11 @@ def quantize_q8_1(x: Array | Buffer, device: Device | str | None = None, padding
         kernel = on.library.kernel(KernelSpec("quantize_q8_1", "q8_1", dtype="f32"))
         kernel((buffer,), {"m": m, "k": k, "q8_blocks": q8_blocks}, (out,))
     return out
+
+
+@lru_cache(4096)  # a choice takes longer than a small product, and models repeat theirs
+def _product(format: str, target: Target, problem: Problem, via: str | None) -> KernelSpec:
+    return choose("mul_mat", format_of(format), target, problem, via).spec
 
 
 def _widen(x: Buffer) -> Buffer:

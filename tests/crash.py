@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 import weakref
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,17 +49,23 @@ class Launcher:
         return
 
 
+@cache
+def compiled(target, format):
+    """The path of a module. Found once: to find it anew, its templates would be rendered."""
+    return OnDemandFor(target).module(target, format)
+
+
 class From:
-    """Kernels for a target, compiled on demand, whose modules `form` makes of a function that gives their path."""
+    """Kernels for a target, whose modules `form` makes of a function that gives their path."""
 
     def __init__(self, target, form):
-        self._kernels, self._form = OnDemandFor(target), form
+        self._target, self._form = target, form
 
     def target(self, device_id, flags):
-        return self._kernels.target(device_id, flags)
+        return self._target
 
     def module(self, target, format):
-        return self._form(lambda: self._kernels.module(target, format))
+        return self._form(lambda: compiled(target, format))
 
 
 GPUS = weakref.WeakSet()
@@ -246,8 +253,8 @@ def another_processor():
 
 def no_disassembler():
     before = {name: os.environ.get(name) for name in ("IQ_LLVM_OBJDUMP", "IQ_CACHE_DIR")}
-    compiled = OnDemandFor(TARGETS["gfx1100"]).module(TARGETS["gfx1100"], "q4_0")
-    device, _ = emulated(processor="gfx1100", form=lambda path: compiled)
+    compiled(TARGETS["gfx1100"], "q4_0")
+    device, _ = emulated(processor="gfx1100")
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(IQ_LLVM_OBJDUMP="/nonexistent", IQ_CACHE_DIR=folder)
         try:

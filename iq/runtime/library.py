@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -33,16 +33,26 @@ class Provider(Protocol):
 class Kernel:
     """One function of a module."""
 
-    __slots__ = ("_hal", "_module", "_spec")
-
     def __init__(self, spec: KernelSpec, hal: Hal, module: Handle) -> None:
-        self._spec = spec
+        op = spec.definition
+        tensors = (*op.inputs, *op.outputs)
+
+        @lru_cache(256)  # models call with the same sizes again and again
+        def lengths(sizes: tuple[int, ...]) -> tuple[int, ...]:
+            named = dict(zip(op.sizes, sizes, strict=True))
+            check_sizes(spec.key, **named)
+            return tuple(spec.nbytes(tensor, named) for tensor in tensors)
+
+        self._key = spec.key
+        self._op = op
+        self._tensors = tensors
+        self._lengths = lengths
         self._hal = hal
         self._module = module
 
     @property
     def key(self) -> str:
-        return self._spec.key
+        return self._key
 
     def __call__(self, inputs: Sequence[Buffer], sizes: dict[str, int], outputs: Sequence[Buffer]) -> None:
         """Run it on inputs, sizes by name, and the buffers that results land in (see `iq.kernels.Op`). Returns when it is done.
@@ -51,20 +61,18 @@ class Kernel:
         take or a size over 31 bits, LayoutError for a misaligned buffer, DeviceError when the device fails or is another than a buffer's,
         or what an emulated device failed for.
         """
-        key, op = self.key, self._spec.definition
-        check_sizes(key, **sizes)
-        # Where there are fewer or more buffers than tensors, IREE says so.
-        for tensor, buffer in (*zip(op.inputs, inputs, strict=False), *zip(op.outputs, outputs, strict=False)):
-            needed = self._spec.nbytes(tensor, sizes)
+        op = self._op
+        if (len(inputs), len(outputs)) != (len(op.inputs), len(op.outputs)):
+            raise DeviceError(
+                f"{self._key} failed: it takes {len(op.inputs)} inputs and {len(op.outputs)} outputs, got {len(inputs)} and {len(outputs)}"
+            )
+        numbers = tuple(sizes[name] for name in op.sizes)
+        for tensor, buffer, needed in zip(self._tensors, (*inputs, *outputs), self._lengths(numbers), strict=True):
             if buffer.nbytes < needed:
-                raise ShapeError(f"{key}: {tensor.name} has {buffer.nbytes} bytes; for {sizes} it takes {needed}")
-        arguments: list[BufferArgument | int] = [
-            *(b.argument() for b in inputs),
-            *(sizes[name] for name in op.sizes),
-            *(b.argument() for b in outputs),
-        ]
-        with iree_errors(DeviceError, f"{key} failed"):
-            self._hal.call(self._module, key, arguments, len(outputs))
+                raise ShapeError(f"{self._key}: {tensor.name} has {buffer.nbytes} bytes; for {sizes} it takes {needed}")
+        arguments: list[BufferArgument | int] = [*(b.argument() for b in inputs), *numbers, *(b.argument() for b in outputs)]
+        with iree_errors(DeviceError, f"{self._key} failed"):
+            self._hal.call(self._module, self._key, arguments, len(outputs))
 
 
 class Library:
