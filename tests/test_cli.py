@@ -78,16 +78,6 @@ def test_without_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "the compiler is not installed" in run("compile", "--target", "cpu", "--out", tmp_path, status=1).stderr
 
 
-def test_without_jinja(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in sys.modules if n.startswith("iq.compile")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    assert (
-        "this command needs jinja2, which is not installed: pip install 'iq-kernels[compile]'"
-        in run("compile", "--target", "cpu", status=1).stderr
-    )
-
-
 def test_ls_of_bundles(artifacts: Path) -> None:
     listed = facts("ls", artifacts)
     assert [(b["path"], b["target"]) for b in listed] == [(str(artifacts / t), t) for t in ("gfx1100", "x86-64-v3")]

@@ -381,7 +381,7 @@ def test_unknown_names(
 
 def test_templates_digest_follows_the_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(Path(build.__file__).parent.parent / "templates", tmp_path / "templates")
-    monkeypatch.setattr("iq.compile.build.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr(build.resources, "files", lambda package: tmp_path)
     digests = [templates_digest()]
     (tmp_path / "templates" / "note.txt").write_text("no template")
     assert templates_digest() == digests[0]
