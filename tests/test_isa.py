@@ -6,19 +6,29 @@ import pytest
 from tiers import MODULES
 
 from iq.compile.ondemand import CompileOnDemand
-from iq.formats import FORMATS
+from iq.formats import FORMATS, Format
 from iq.inspect import Dispatch, inspect
 from iq.inspect.disassembly import Objdump
-from iq.targets import TARGETS
+from iq.kernels import Dispatch as Declared
+from iq.kernels import kernels, plan
+from iq.kernels.schedules import ElementSchedule, Q8Schedule, VecSchedule
+from iq.targets import TARGETS, Target
+
+
+def compiled(target: Target, fmt: type[Format]) -> list[tuple[Declared, Dispatch]]:
+    """The dispatches of a format's module, as declared and as compiled."""
+    [report] = inspect(CompileOnDemand().module(target, fmt.name))
+    assert target.family == "cuda" or report.processor == target.id
+    declared = {d.name: d for spec in kernels(target) if spec.format == fmt.name for d in plan(spec, target)}
+    assert set(declared) == {d.name for d in report.dispatches}
+    return [(declared[d.name], d) for d in report.dispatches]
 
 
 @pytest.fixture(scope="module", params=MODULES, ids=lambda p: f"{p[0].id}-{p[1].name}")
 def module(environment, request):
     """A target, a format and the dispatches of its module."""
     target, fmt = request.param
-    [report] = inspect(CompileOnDemand().module(target, fmt.name))
-    assert report.processor == target.id
-    return target, fmt, report.dispatches
+    return target, fmt, compiled(target, fmt)
 
 
 def mix(dispatch: Dispatch) -> Mapping[str, int]:
@@ -26,13 +36,17 @@ def mix(dispatch: Dispatch) -> Mapping[str, int]:
     return dispatch.mix
 
 
-def of(dispatches, *names):
-    return [d for d in dispatches if d.name.startswith(names)]
+def scheduled(dispatches, schedule) -> list[Dispatch]:
+    return [found for declared, found in dispatches if isinstance(declared.schedule, schedule)]
+
+
+def of_unit(dispatches, unit) -> list[Dispatch]:
+    return [found for declared, found in dispatches if declared.kernel.unit == unit]
 
 
 def test_no_spills_and_no_scratch(module):
     target, _, dispatches = module
-    for d in dispatches:
+    for _, d in dispatches:
         assert (d.facts["vgpr_spills"], d.facts["sgpr_spills"], d.facts["scratch"]) == (0, 0, 0), d.name
         assert d.facts["wave"] == target.wave
         assert d.facts["lds"] <= target.lds // 2, f"{d.name}: less than two workgroups fit a compute unit"
@@ -41,7 +55,7 @@ def test_no_spills_and_no_scratch(module):
 
 def test_weights_are_read_in_128_bit_loads(module):
     _, _, dispatches = module
-    for d in of(dispatches, "mul_mat_vec", "dequantize_mul_mat_vec"):
+    for d in scheduled(dispatches, VecSchedule):
         loads = {name: n for name, n in mix(d).items() if name.startswith("global load")}
         bits = {int(name.split()[-1]): n for name, n in loads.items()}
         assert sum(width * n for width, n in bits.items() if width >= 64) >= 0.8 * sum(width * n for width, n in bits.items()), d.name
@@ -50,13 +64,13 @@ def test_weights_are_read_in_128_bit_loads(module):
 
 def test_results_are_written_in_128_bit_stores(module):
     _, _, dispatches = module
-    for d in of(dispatches, "dequantize_f", "dequantize_b", "get_rows"):
+    for d in scheduled(dispatches, ElementSchedule):
         assert {name for name in mix(d) if name.startswith("global store")} == {"global store 128"}, d.name
 
 
 def test_quantized_matvec_and_mul_mat_use_dot4(module):
     _, fmt, dispatches = module
-    integer = of(dispatches, "mul_mat_vec", "mul_mat_q8_1")
+    integer = of_unit(dispatches, "dot")
     assert bool(integer) == (fmt.kind == "weights")
     for d in integer:
         assert mix(d)["dot"] >= 8, d.name
@@ -64,7 +78,7 @@ def test_quantized_matvec_and_mul_mat_use_dot4(module):
 
 def test_float_mul_mat_uses_the_matrix_unit(module):
     target, fmt, dispatches = module
-    tiles = of(dispatches, "mul_mat_float")
+    tiles = of_unit(dispatches, "matrix")
     assert bool(tiles) == (fmt.kind == "weights")
     for d in tiles:
         assert mix(d)[target.matrix.instructions] >= 16
@@ -74,9 +88,9 @@ def test_float_mul_mat_uses_the_matrix_unit(module):
 @pytest.mark.parametrize("fmt", [f for f in FORMATS.values() if f.kind == "weights"], ids=lambda f: f.name)
 def test_cuda_kernels_have_their_own_shared_memory(environment, fmt):
     """IREE gives all kernels of an executable the sum of what they use; it costs matvecs a tenth to a third of their speed."""
-    [report] = inspect(CompileOnDemand().module(TARGETS["sm_90"], fmt.name))
-    used = {d.name: d.facts["lds"] for d in report.dispatches}
-    tiles = {name for name in used if name.startswith(("mul_mat_float", "mul_mat_q8_1", "scale_rows")) or "_k2" in name}
-    assert all(used[name] for name in tiles)
-    assert not any(used[name] for name in used.keys() - tiles)
-    assert len({used[name] for name in tiles}) >= 3
+    dispatches = compiled(TARGETS["sm_90"], fmt)
+    for declared, found in dispatches:
+        one_wave_a_row = isinstance(declared.schedule, VecSchedule) and declared.schedule.split_k == 1
+        alone = one_wave_a_row or isinstance(declared.schedule, (ElementSchedule, Q8Schedule))
+        assert bool(found.facts["lds"]) != alone, found.name
+    assert len({found.facts["lds"] for _, found in dispatches}) >= 4
