@@ -1,7 +1,6 @@
 """What could end the interpreter: failures that are collected late, forks, exits during calls. Each runs in a process of its own."""
 
 import gc
-import re
 import subprocess
 import sys
 import time
@@ -228,9 +227,7 @@ for _ in range(3):
 time.sleep(0.1)
 print("exit")
 """
-    printed, errors, status = python("-c", code)
-    assert (printed, status) == ("exit\n", 0)
-    assert not re.search("fatal|terminate|nanobind|Segmentation", errors, re.IGNORECASE)  # DeviceErrors of the threads, cut off somewhere
+    assert python("-c", code) == ("exit\n", "", 0)
 
 
 def test_an_exit_hook_that_comes_after_iqs(environment):

@@ -9,7 +9,7 @@ the locals of frames for as long as somebody keeps the error, and daemon threads
   handle is gone; the owner's device goes after all else.
 - Only methods marked `driver_call` touch these objects. They return none of them, and their frames are emptied before an error leaves.
 - A forked child leaves its parent's objects alone and refuses to use them. At exit, calls that are under way are waited for, later ones
-  are refused, and then everything is destroyed in order.
+  are refused (a daemon thread is ended by them), and then everything is destroyed in order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 from iree.runtime._binding import disable_leak_checker
 
@@ -63,7 +63,7 @@ class Owner:
 
     def __init__(self, make_current: Callable[[], None], pending_error: Callable[[], BaseException | None]) -> None:
         if _exiting.is_set():
-            raise DeviceError(f"no device can be opened: {_EXITING}")
+            _refuse(f"no device can be opened: {_EXITING}")
         # The first attribute: Python drops them in the order they were made, so these go before a subclass's device does.
         self._objects: dict[int, Any] = {}
         self._keys = itertools.count()
@@ -74,9 +74,9 @@ class Owner:
         _owners.add(self)
 
     def check_usable(self) -> None:
-        """Raises DeviceError where the device can no longer be used."""
+        """Raises DeviceError where the device can no longer be used; in a daemon thread at exit SystemExit, to end it."""
         if self._unusable:
-            raise DeviceError(f"the device cannot be used: {self._unusable}")
+            _refuse(f"the device cannot be used: {self._unusable}")
 
     def _keep(self, made: Any) -> Handle:
         handle = Handle(self, next(self._keys))
@@ -112,6 +112,13 @@ class Owner:
         self._unusable, self._abandoned = why, True
         disable_leak_checker()  # which would list these objects on stderr
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
+
+
+def _refuse(message: str) -> NoReturn:
+    # A daemon thread's traceback may hold stderr's lock while the interpreter ends, which aborts the process; SystemExit prints none.
+    if _exiting.is_set() and threading.current_thread().daemon:
+        raise SystemExit(message)
+    raise DeviceError(message)
 
 
 def driver_call(method: Callable[Concatenate[OwnerType, P], Result]) -> Callable[Concatenate[OwnerType, P], Result]:
