@@ -7,6 +7,7 @@ leaves is written out by iq.compile.notation.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -144,19 +145,21 @@ def render(specs: Sequence[KernelSpec], target: Target) -> str:
         .get_template("kernel.mlir.j2")
         .render(title=f"{title} for {target.id}", target=target, format=fmt, dispatches=list(dispatches.values()), entries=entries)
     )
-    return _without_unused(notation.expand(rendered))
+    return notation.expand(_without_unused(rendered))
 
 
 _PRIVATE = re.compile(r"^(?:    //[^\n]*\n)*    func\.func private @(\w+)\(.*?\n    \}\n", re.MULTILINE | re.DOTALL)
 
 
-def _without_unused(mlir: str) -> str:
+def _without_unused(rendered: str) -> str:
     """The module without the private functions that no dispatch calls, so that what is printed is what a kernel is made of."""
-    parts = re.split(r"(?m)^(?=hal\.executable\.source )", mlir)
-    return "".join(_used(part) for part in parts)
+    return "".join(_used(part) for part in re.split(r"(?m)^(?=hal\.executable\.source )", rendered))
 
 
 def _used(executable: str) -> str:
-    while unused := {name for name in _PRIVATE.findall(executable) if f"call @{name}(" not in executable}:
-        executable = _PRIVATE.sub(lambda found: "" if found[1] in unused else found[0], executable)
-    return executable
+    while True:
+        named = Counter(re.findall(r"@(\w+)\(", executable))  # once where a function is defined
+        unused = {name for name in _PRIVATE.findall(executable) if named[name] == 1}
+        if not unused:
+            return executable
+        executable = _PRIVATE.sub(lambda found: "" if found[1] in unused else found[0], executable)  # noqa: B023

@@ -9,7 +9,6 @@
 !xd = memref<?x?x2xi32>
 !y = memref<?x?xf32>
 !sub_block = vector<8xi32>
-!i32x8 = vector<8xi32>
 !floats = vector<4xf32>
 !ints = vector<4xi32>
 !int8s = vector<4xi8>

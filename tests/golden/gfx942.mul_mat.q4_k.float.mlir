@@ -9,10 +9,10 @@
 !xd = memref<?x?x2xi32>
 !y = memref<?x?xf32>
 !sub_block = vector<8xi32>
-!i32x8 = vector<8xi32>
 !xh = memref<?x?xf16>
 !xscale = memref<?xf32>
 !maxima = memref<4xf32, #gpu.address_space<workgroup>>
+!i32x8 = vector<8xi32>
 !tile_w = memref<128x40xf16, #gpu.address_space<workgroup>>
 !tile_x = memref<128x40xf16, #gpu.address_space<workgroup>>
 !sums = vector<16x4xf32>
