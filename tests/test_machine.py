@@ -12,7 +12,7 @@ from iq.emulator.faults import BarrierDeadlock, InstructionLimit, LaunchError, U
 from iq.emulator.machine import Options, launch
 from iq.emulator.memory import Memory, MemoryFault
 from iq.emulator.program import LoadedCode
-from iq.emulator.registers import POISON
+from iq.emulator.words import POISON
 from iq.formats import FORMATS
 from iq.targets import TARGETS
 

@@ -15,9 +15,10 @@ from iq.emulator.alu import types
 from iq.emulator.buffer_unit import Buffer
 from iq.emulator.decoder import Instruction, Operand
 from iq.emulator.memory_unit import CACHE_HINTS, Access, Shape, addresses, compress, delivery, stored
-from iq.emulator.registers import Mask, Waves, Words
+from iq.emulator.registers import Waves
 from iq.emulator.spaces import Addresses, Space
 from iq.emulator.steps import Step, Target
+from iq.emulator.words import Mask, Words
 
 NAME = re.compile(r"(global|flat|buffer)_atomic_(\w+)|ds_(\w+)")
 

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from iq.emulator import operands
 from iq.emulator.decoder import Instruction, Operand
 from iq.emulator.memory_unit import CACHE_HINTS, Access, Shape, compress, delivery, expand, stored, to_lds
-from iq.emulator.registers import Mask, Waves, Words
+from iq.emulator.registers import Waves
 from iq.emulator.spaces import Addresses
 from iq.emulator.steps import Step, Target
+from iq.emulator.words import Mask, Words
 
 SWIZZLED = np.uint32(1 << 31)  # in the second word
 _ALL = np.uint32(0xFFFF_FFFF)

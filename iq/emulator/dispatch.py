@@ -12,8 +12,9 @@ from iq.emulator.decoder import EXEC, TTMP
 from iq.emulator.faults import LaunchError
 from iq.emulator.kernargs import Dim3
 from iq.emulator.program import LoadedCode, aligned
-from iq.emulator.registers import Indices, Waves, Words
+from iq.emulator.registers import Waves
 from iq.emulator.steps import Target
+from iq.emulator.words import Indices, Words
 
 _ARGUMENT_ALIGNMENT = 64
 # Scalar loads may read a few words more than there are.

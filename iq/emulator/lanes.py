@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from iq.emulator import operands
 from iq.emulator.decoder import Instruction, Operand
 from iq.emulator.operands import Reader
-from iq.emulator.registers import Indices, Mask, Waves, Words
+from iq.emulator.registers import Waves
 from iq.emulator.steps import Step, Target
+from iq.emulator.words import Indices, Mask, Words
 
 # Modifiers of DPP, all of which `Dpp` reads.
 DPP_PATTERNS = (

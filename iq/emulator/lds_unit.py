@@ -9,8 +9,9 @@ import numpy as np
 from iq.emulator import operands
 from iq.emulator.decoder import Instruction
 from iq.emulator.memory_unit import Access, Shape, compress, delivery, expand, stored
-from iq.emulator.registers import Waves, Words
+from iq.emulator.registers import Waves
 from iq.emulator.steps import Step, Target
+from iq.emulator.words import Words
 
 # The spellings of gfx9/gfx10 and of gfx11/gfx12.
 _NAME = re.compile(r"ds_(read|load|write|store)(2|_2addr)?(st64|_stride64)?_(\w+)")

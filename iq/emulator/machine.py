@@ -20,9 +20,10 @@ from iq.emulator.dispatch import Dispatch
 from iq.emulator.faults import BarrierDeadlock, EmulationError, InstructionLimit
 from iq.emulator.kernargs import Dim3
 from iq.emulator.program import LoadedCode
-from iq.emulator.registers import Environment, Indices, Waves
+from iq.emulator.registers import Environment, Waves
 from iq.emulator.spaces import DeviceMemory, GlobalSpace, PartitionedSpace, Statistics
 from iq.emulator.steps import STOP, Step
+from iq.emulator.words import Indices
 from iq.inspect.classes import classify
 from iq.inspect.disassembly import mnemonics
 

@@ -12,8 +12,9 @@ from iq.emulator import operands
 from iq.emulator.alu import MatrixOp, Modifiers
 from iq.emulator.decoder import Instruction, Operand
 from iq.emulator.operands import Reader
-from iq.emulator.registers import Waves, Words
+from iq.emulator.registers import Waves
 from iq.emulator.steps import Step, Target
+from iq.emulator.words import Words
 
 
 def multiply(instruction: Instruction, op: MatrixOp, target: Target) -> Step:

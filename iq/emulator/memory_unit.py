@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from iq.emulator import operands
 from iq.emulator.decoder import M0, PRIVATE_APERTURE, SHARED_APERTURE, Instruction, Operand
 from iq.emulator.operands import Reader
-from iq.emulator.registers import Mask, Waves, Words
+from iq.emulator.registers import Waves
 from iq.emulator.spaces import Addresses, Space
 from iq.emulator.steps import Step, Target
+from iq.emulator.words import Mask, Words
 
 # Hints for caches, which are not modelled.
 CACHE_HINTS = ("glc", "slc", "dlc", "sc0", "sc1", "nt", "scope", "th", "nv")

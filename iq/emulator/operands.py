@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from iq.emulator.alu import types
 from iq.emulator.decoder import VCC, Instruction, Operand
-from iq.emulator.registers import Mask, Waves, Words
+from iq.emulator.registers import Waves
+from iq.emulator.words import Mask, Words
 
 Reader = Callable[[Waves], NDArray[Any]]
 Writer = Callable[[Waves, NDArray[Any]], None]

@@ -10,9 +10,10 @@ from iq.emulator.alu.types import Op
 from iq.emulator.decoder import Instruction, Operand
 from iq.emulator.lanes import DPP_MODIFIERS, Dpp
 from iq.emulator.operands import Reader
-from iq.emulator.registers import Waves, Words
+from iq.emulator.registers import Waves
 from iq.emulator.steps import Step, Target
 from iq.emulator.vector_unit import Compute, Store, computed, storing
+from iq.emulator.words import Words
 
 _HALVES = ("op_sel", "op_sel_hi", "neg_lo", "neg_hi")
 _LOW, _HIGH = np.uint32(0x0000_FFFF), np.uint32(0xFFFF_0000)

@@ -9,23 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iq.emulator.alu.types import Mode
 from iq.emulator.decoder import EXEC, NULL, SCALAR_REGISTERS, VECTOR_REGISTERS
-
-if TYPE_CHECKING:
-    from iq.emulator.spaces import GlobalSpace, PartitionedSpace, Statistics
-
-# What a register holds that nobody wrote: NaN as f32, as both f16 and as both bf16, and no address.
-POISON = np.uint32(0x7FD5_7FD5)
-
-Words = NDArray[np.uint32]
-Mask = NDArray[np.bool_]
-Indices = NDArray[np.intp]
+from iq.emulator.spaces import GlobalSpace, PartitionedSpace, Statistics
+from iq.emulator.words import POISON, Indices, Mask, Words
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import numpy as np
 from iq.emulator import operands
 from iq.emulator.decoder import Instruction
 from iq.emulator.memory_unit import CACHE_HINTS, Access, Shape
-from iq.emulator.registers import Waves, Words
+from iq.emulator.registers import Waves
 from iq.emulator.spaces import Addresses
 from iq.emulator.steps import Step, Target
+from iq.emulator.words import Words
 
 NAME = re.compile(r"s_(buffer_)?load_\w+")
 

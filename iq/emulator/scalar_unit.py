@@ -13,9 +13,10 @@ from iq.emulator.alu.types import Op
 from iq.emulator.decoder import EXEC, VCC, Instruction, Operand
 from iq.emulator.operands import Reader
 from iq.emulator.program import LoadedCode
-from iq.emulator.registers import Mask, Waves
+from iq.emulator.registers import Waves
 from iq.emulator.steps import STOP, Result, Step, Target
 from iq.emulator.vector_unit import applied
+from iq.emulator.words import Mask
 
 # What has no effect here: waiting for results that are there already, hints, caches (all waves see one memory), messages to the driver.
 # The timing that they are for is not modelled: a missing s_waitcnt goes unnoticed.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from iq.emulator.decoder import SHARED_APERTURE
 from iq.emulator.faults import EmulationError, LdsFault, ScratchFault
-from iq.emulator.registers import POISON, Indices, Words
+from iq.emulator.words import POISON, Indices, Words
 
 Addresses = NDArray[np.int64]
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
-from iq.emulator.registers import Indices, Waves
+from iq.emulator.registers import Waves
+from iq.emulator.words import Indices
 
 # Runs the instruction for the chosen waves. Returns where they go on: None for the next instruction, a number for that one, STOP when
 # they wait or have ended, or each wave's own.

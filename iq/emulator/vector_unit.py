@@ -15,8 +15,9 @@ from iq.emulator.alu.types import Op
 from iq.emulator.decoder import EXEC, VCC, Instruction, Operand
 from iq.emulator.lanes import DPP_MODIFIERS, Dpp
 from iq.emulator.operands import Reader
-from iq.emulator.registers import Mask, Waves, Words
+from iq.emulator.registers import Waves
 from iq.emulator.steps import Step, Target
+from iq.emulator.words import Mask, Words
 
 Compute = Callable[[Waves], Any]
 Store = Callable[[Waves, Any], None]
