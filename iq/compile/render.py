@@ -96,9 +96,9 @@ def _entry(spec: KernelSpec, target: Target) -> Entry:
     )
 
 
-def _each(values: Iterable[Any], before: str = "", after: str = "", attribute: str | None = None) -> str:
-    """Comma-separated values, each between `before` and `after`; of each value its `attribute`, where one is named."""
-    return ", ".join(f"{before}{getattr(v, attribute) if attribute else v}{after}" for v in values)
+def _each(values: Iterable[Any], before: str = "", after: str = "", attribute: str | None = None, separator: str = ", ") -> str:
+    """Separated values, each between `before` and `after`; of each value its `attribute`, where one is named."""
+    return separator.join(f"{before}{getattr(v, attribute) if attribute else v}{after}" for v in values)
 
 
 def _binding(dispatch: Dispatch, name: str) -> str:
