@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from iq.emulator.machine import Options, Statistics, launch
+from iq.emulator.machine import Options, launch
 from iq.emulator.memory import Memory
 from iq.emulator.program import LoadedCode
+from iq.emulator.statistics import Statistics
 from iq.inspect.disassembly import Objdump
 
 PROCESSORS = ("gfx906", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201")

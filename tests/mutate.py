@@ -42,10 +42,11 @@ from iq.emulator.compiler import compile_step
 from iq.emulator.decoder import SCALAR_REGISTERS, VECTOR_REGISTERS
 from iq.emulator.device import EmulatedGpu, Launch, Launcher
 from iq.emulator.kernargs import Dim3
-from iq.emulator.machine import Options, Statistics
+from iq.emulator.machine import Options
 from iq.emulator.memory import Memory
 from iq.emulator.program import LoadedCode
 from iq.emulator.registers import Waves
+from iq.emulator.statistics import Statistics
 from iq.emulator.steps import Result, Step
 from iq.emulator.steps import Target as StepTarget
 from iq.inspect.disassembly import Objdump

@@ -17,8 +17,8 @@ import iq
 from iq import runtime
 from iq.emulator.device import EmulatedGpu, WrongProcessor
 from iq.emulator.faults import EmulationError
-from iq.emulator.machine import Statistics
 from iq.emulator.memory import Memory, MemoryFault
+from iq.emulator.statistics import Statistics
 from iq.errors import DeviceError, NoArtifactError
 from iq.kernels import KernelSpec, plan
 from iq.targets import TARGETS

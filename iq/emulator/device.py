@@ -14,9 +14,10 @@ from typing import Protocol
 from iq.emulator import hip, machine
 from iq.emulator.faults import EmulationError
 from iq.emulator.kernargs import Dim3, fill_hidden
-from iq.emulator.machine import Options, Statistics
+from iq.emulator.machine import Options
 from iq.emulator.memory import Memory
 from iq.emulator.program import LoadedCode
+from iq.emulator.statistics import Statistics
 from iq.errors import DeviceError
 from iq.runtime.drivers import HipRuntime
 from iq.targets import DeviceId

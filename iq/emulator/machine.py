@@ -21,13 +21,14 @@ from iq.emulator.faults import BarrierDeadlock, EmulationError, InstructionLimit
 from iq.emulator.kernargs import Dim3
 from iq.emulator.program import LoadedCode
 from iq.emulator.registers import Environment, Waves
-from iq.emulator.spaces import DeviceMemory, GlobalSpace, PartitionedSpace, Statistics
+from iq.emulator.spaces import DeviceMemory, GlobalSpace, PartitionedSpace
+from iq.emulator.statistics import Statistics
 from iq.emulator.steps import STOP, Step
 from iq.emulator.words import Indices
 from iq.inspect.classes import classify
 from iq.inspect.disassembly import mnemonics
 
-__all__ = ["Options", "Statistics", "launch"]
+__all__ = ["Options", "launch"]
 
 # Lanes of a batch: enough for numpy to be busy, few enough for its registers to stay in the processor's cache.
 _BATCH_LANES = 1 << 16

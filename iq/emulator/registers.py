@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from iq.emulator.alu.types import Mode
 from iq.emulator.decoder import EXEC, NULL, SCALAR_REGISTERS, VECTOR_REGISTERS
-from iq.emulator.spaces import GlobalSpace, PartitionedSpace, Statistics
+from iq.emulator.spaces import GlobalSpace, PartitionedSpace
+from iq.emulator.statistics import Statistics
 from iq.emulator.words import POISON, Indices, Mask, Words
 
 

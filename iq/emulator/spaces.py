@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,27 +22,6 @@ Addresses = NDArray[np.int64]
 # numpy has no array at address 0, so positions in global memory count from here. Nothing is ever mapped below.
 _FIRST_ADDRESS = 4096
 _ADDRESSES = SHARED_APERTURE << 31  # 2^47, where the host's addresses end
-
-
-@dataclass
-class Statistics:
-    """What a launch executed.
-
-    instructions: of waves, by class (see iq.inspect.classes.classify). bytes_read, bytes_written: of global memory, by the bits that
-    one lane moves at a time; scalar loads count for one lane. lds_read, lds_written: bytes. barriers: waves that arrived at one.
-    """
-
-    instructions: Counter[str] = field(default_factory=Counter)
-    bytes_read: Counter[int] = field(default_factory=Counter)
-    bytes_written: Counter[int] = field(default_factory=Counter)
-    lds_read: int = 0
-    lds_written: int = 0
-    waves: int = 0
-    barriers: int = 0
-
-    @property
-    def wave_instructions(self) -> int:
-        return self.instructions.total()
 
 
 class Views:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from iq.emulator.statistics import Statistics
 from iq.verify.cases import Check
 from iq.verify.peaks import Roofline
 
@@ -15,34 +16,17 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Executed:
+class Executed(Statistics):
     """What all launches of a case executed, as an emulated GPU counts it; nothing on other devices.
 
-    launches: of each dispatch, by name. The other fields are those of iq.emulator.machine.Statistics, added up.
+    launches: of each dispatch, by name. The other fields are those of a launch's Statistics, added up.
     """
 
     launches: Counter[str] = field(default_factory=Counter)
-    instructions: Counter[str] = field(default_factory=Counter)
-    bytes_read: Counter[int] = field(default_factory=Counter)
-    bytes_written: Counter[int] = field(default_factory=Counter)
-    lds_read: int = 0
-    lds_written: int = 0
-    waves: int = 0
-    barriers: int = 0
 
-    @property
-    def wave_instructions(self) -> int:
-        return self.instructions.total()
-
-    def add(self, launch: Launch) -> None:
+    def add_launch(self, launch: Launch) -> None:
         self.launches[launch.kernel] += 1
-        self.instructions.update(launch.statistics.instructions)
-        self.bytes_read.update(launch.statistics.bytes_read)
-        self.bytes_written.update(launch.statistics.bytes_written)
-        self.lds_read += launch.statistics.lds_read
-        self.lds_written += launch.statistics.lds_written
-        self.waves += launch.statistics.waves
-        self.barriers += launch.statistics.barriers
+        self.add(launch.statistics)
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ class Runner:
             self._opened = None
             return CaseReport(case.name, (), executed, case.operations, f"{type(error).__name__}: {error}")
         for launch in opened.launches[before:]:
-            executed.add(launch)
+            executed.add_launch(launch)
         return CaseReport(case.name, checks, executed, case.operations)
 
 
