@@ -11,7 +11,7 @@ from iq.formats.packing import Bytes, Floats, f16_bytes, f16_values
 class F32(Format):
     name, type = "f32", 0
     block_size, type_size = 1, 4
-    kind, group = "plain", 8
+    kind = "plain"
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
@@ -25,7 +25,7 @@ class F32(Format):
 class F16(Format):
     name, type = "f16", 1
     block_size, type_size = 1, 2
-    kind, group = "plain", 8
+    kind = "plain"
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
@@ -41,7 +41,7 @@ class BF16(Format):
 
     name, type = "bf16", 30
     block_size, type_size = 1, 2
-    kind, group = "plain", 8
+    kind = "plain"
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:

@@ -12,7 +12,7 @@ from iq.kernels.schedules import MOST_VEC_COLUMNS, VecSchedule, vec_columns
 from iq.kernels.spec import KernelSpec
 from iq.targets import Target
 
-# The kernels that a product may be asked for by name, and what each takes activations as.
+# The matvec of each `via`.
 _MATVECS: dict[str, Kernel] = {"q8_1": MUL_MAT_VEC, "float": DEQUANTIZE_MUL_MAT_VEC}
 
 

@@ -78,7 +78,7 @@ class KernelSpec:
         return spec
 
     def exists(self, target: Target) -> bool:
-        """Whether the target has this kernel: all have the default schedules, some have others."""
+        """Whether the target has this kernel: targets differ in schedules and in the columns of their matvecs."""
         return self in _kernels(target)
 
 
