@@ -193,8 +193,8 @@ class Recorder:
 class Api:
     """The library's functions, current on a device of its own. Every call returns the status and what was written to `out`."""
 
-    def __init__(self):
-        self.gpu = Recorder(Memory(1 << 24))
+    def __init__(self, gpu=Recorder):
+        self.gpu = gpu(Memory(1 << 24))
         self.attached = hip.Attached(self.gpu, hip.Properties("Emulated gfx1100", "gfx1100", lds=65536, wave=32), self.gpu.memory)
         self.library = native.load()
         self.library.hipGetErrorName.restype = self.library.hipGetErrorString.restype = ctypes.c_char_p
@@ -216,6 +216,17 @@ class Api:
 
     def malloc(self, size):
         return self.new("hipMalloc", ctypes.c_size_t(size))
+
+    def stream(self):
+        return p(self.new("hipStreamCreateWithFlags", 1))
+
+    def event(self):
+        return p(self.new("hipEventCreateWithFlags", 2))
+
+    def launch(self, kernel, stream, pointer, number):
+        """Its status: of a launch whose arguments are gone when it returns."""
+        pointers, _values = self.arguments(pointer, number)
+        return self.hipModuleLaunchKernel(kernel, 1, 1, 1, 64, 1, 1, 0, stream, pointers, None)
 
     def kernel(self, image=None):
         module = self.new("hipModuleLoadData", image if image is not None else ELF)
@@ -252,6 +263,98 @@ def test_properties(api):
     assert api.hipDeviceGetAttribute(ctypes.byref(value), 5, api.attached.index) == INVALID_VALUE  # not a guess
     assert api.hipGetErrorName(NO_BINARY) == b"hipErrorNoBinaryForGpu"
     assert api.hipGetErrorName(12345) == b"hipErrorUnknown"
+
+
+def test_what_a_runtime_asks_of_a_device(api):
+    number, large, left = ctypes.c_int(), ctypes.c_size_t(), ctypes.c_size_t()
+    for attribute, expected in ((23, 11), (61, 0), (63, 1)):  # compute capability 11.0, multiprocessors
+        assert api.hipDeviceGetAttribute(ctypes.byref(number), attribute, api.attached.index) == SUCCESS
+        assert number.value == expected
+    assert api.hipGetDevice(ctypes.byref(number)) == SUCCESS
+    assert number.value == api.attached.index
+    assert api.hipDeviceTotalMem(ctypes.byref(large), api.attached.index) == SUCCESS
+    assert large.value == 1 << 24
+    api.malloc(1000)
+    assert api.hipMemGetInfo(ctypes.byref(left), ctypes.byref(large)) == SUCCESS
+    assert (left.value, large.value) == ((1 << 24) - 1000, 1 << 24)
+    for name in ("hipDriverGetVersion", "hipRuntimeGetVersion"):
+        assert getattr(api, name)(ctypes.byref(number)) == SUCCESS
+        assert number.value // 10_000_000 == 6
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "text"),
+    [
+        (NO_BINARY, b"hipErrorNoBinaryForGpu", b"no kernel image is available for execution on the device"),
+        (600, b"hipErrorNotReady", b"device not ready"),
+        (900, b"hipErrorStreamCaptureUnsupported", b"operation not permitted when stream is capturing"),
+        (904, b"hipErrorStreamCaptureUnjoined", b"capturing stream has unjoined work"),
+        (908, b"hipErrorStreamCaptureWrongThread", b"attempt to terminate a thread-local capture sequence from another thread"),
+    ],
+)
+def test_errors_have_names(api, code, name, text):
+    assert (api.hipGetErrorName(code), api.hipGetErrorString(code)) == (name, text)
+    out = ctypes.c_char_p()
+    assert api.hipDrvGetErrorName(code, ctypes.byref(out)) == SUCCESS
+    assert out.value == name
+    assert api.hipDrvGetErrorString(code, ctypes.byref(out)) == SUCCESS
+    assert out.value == text
+    assert api.hipDrvGetErrorName(12345, ctypes.byref(out)) == INVALID_VALUE
+    assert out.value is None
+
+
+class Attributes(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("device", ctypes.c_int),
+        ("on_device", p),
+        ("on_host", p),
+        ("managed", ctypes.c_int),
+        ("flags", u32),
+    )
+
+
+def test_what_an_address_is(api):
+    mine = ctypes.create_string_buffer(64)
+    device, host, managed = api.malloc(100), api.new("hipHostMalloc", size(8), 0), api.new("hipMallocManaged", size(8), 1)
+    found, number, large = Attributes(), ctypes.c_int(), ctypes.c_size_t()
+    for address, kind in ((device + 99, 2), (host, 1), (managed, 3), (ctypes.addressof(mine), 0)):
+        assert api.hipPointerGetAttributes(ctypes.byref(found), p(address)) == SUCCESS
+        assert found.type == kind
+        status = api.hipPointerGetAttribute(ctypes.byref(number), 2, p(address))
+        assert status == (SUCCESS if kind else INVALID_VALUE)
+        if kind:
+            assert (number.value, found.device, found.on_device) == (kind, api.attached.index, address)
+    assert api.hipPointerGetAttribute(ctypes.byref(number), 9, p(device)) == SUCCESS
+    assert number.value == api.attached.index
+    assert api.hipPointerGetAttribute(ctypes.byref(large), 12, p(device + 50)) == SUCCESS
+    assert large.value == 100
+    assert api.hipFree(p(device)) == SUCCESS
+    assert api.hipPointerGetAttribute(ctypes.byref(number), 2, p(device)) == INVALID_VALUE
+
+
+def test_copies_that_wait(api):
+    a, b, out = api.malloc(8), api.malloc(8), ctypes.create_string_buffer(8)
+    stream = api.stream()
+    assert api.hipMemcpyHtoD(p(a), b"abcdefgh", size(8)) == SUCCESS
+    assert api.hipMemcpyDtoD(p(b), p(a), size(8)) == SUCCESS
+    assert api.hipMemcpyDtoH(out, p(b), size(8)) == SUCCESS
+    assert out.raw == b"abcdefgh"
+    assert api.hipMemset(p(a), 0x61, size(8)) == SUCCESS
+    assert api.hipMemcpyDtoDAsync(p(b), p(a), size(4), stream) == SUCCESS
+    assert api.hipMemcpyDtoHAsync(out, p(b), size(8), stream) == SUCCESS
+    assert out.raw == b"aaaaefgh"
+    for name in ("hipDeviceSynchronize", "hipCtxSynchronize"):
+        assert getattr(api, name)() == SUCCESS
+    assert api.hipStreamQuery(stream) == SUCCESS
+
+
+def test_pinned_memory_that_has_been_freed(api):
+    a, host = api.malloc(8), api.new("hipHostMalloc", size(8), 0)
+    assert api.hipHostFree(p(host)) == SUCCESS
+    for to, source, kind in ((a, host, HOST_TO_DEVICE), (host, a, DEVICE_TO_HOST)):
+        assert api.hipMemcpyAsync(p(to), p(source), size(8), kind, None) == INVALID_VALUE
+        assert "has been freed" in str(api.gpu.memory.take_fault())
 
 
 def test_memory_needs_a_context(api):

@@ -85,6 +85,10 @@ class Attached:
         """How many streams, events, modules, kernels, pools and graphs are open."""
         return int(self._library.fakehip_handles(self.index))
 
+    def defer(self, seed: int) -> None:
+        """Run what is enqueued from now on only when somebody waits, in an order drawn from `seed`; with 0, as at first, at once."""
+        self._library.fakehip_defer(self.index, ctypes.c_uint64(seed))
+
 
 class _Properties(ctypes.Structure):
     _fields_ = (

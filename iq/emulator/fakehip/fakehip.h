@@ -1,4 +1,4 @@
-// What the two halves of the fake HIP runtime share: the memory of an emulated device, and what Python tells and asks of a device.
+// What the parts of the fake HIP runtime share: the memory of an emulated device, and what Python tells and asks of a device.
 // Mirrored by the ctypes structures in hip.py and memory.py.
 #pragma once
 #include <stdint.h>
@@ -35,6 +35,9 @@ EXPORT int memory_free(memory *m, uint64_t address, uint64_t kinds);
 EXPORT int memory_holds(memory *m, uint64_t address, uint64_t size);
 // Whether the address is, or was, this memory's.
 EXPORT int memory_owns(memory *m, uint64_t address);
+// The live allocation that an address lies in, if there is one.
+EXPORT int memory_find(memory *m, uint64_t address, allocation *out);
+EXPORT void memory_usage(memory *m, uint64_t *used, uint64_t *capacity);
 // Live allocations by address, or the latest freed ones by age: how many there are, and as many of them as fit.
 EXPORT uint64_t memory_live(memory *m, allocation *out, uint64_t room);
 EXPORT uint64_t memory_freed(memory *m, allocation *out, uint64_t room);
@@ -70,5 +73,7 @@ typedef struct {
 EXPORT int fakehip_add_device(const properties *p, memory *m, const callbacks *c);
 // Python is done with the device: its callbacks are called no more. The device ends when the HIP context has been released as well.
 EXPORT void fakehip_remove_device(int ordinal);
+// From now on what is enqueued runs when somebody waits, in an order drawn from `seed` (queue.c); with 0, as at first, at once.
+EXPORT void fakehip_defer(int ordinal, uint64_t seed);
 // Live streams, events, modules, kernels, pools and graphs of a device.
 EXPORT uint64_t fakehip_handles(int ordinal);

@@ -164,6 +164,21 @@ int memory_owns(memory *m, uint64_t address) {
   return owns;
 }
 
+int memory_find(memory *m, uint64_t address, allocation *out) {
+  pthread_mutex_lock(&m->lock);
+  uint64_t at = rank(m, address);
+  int found = at && address - m->live[at - 1].start < m->live[at - 1].size;
+  if (found) *out = m->live[at - 1];
+  pthread_mutex_unlock(&m->lock);
+  return found;
+}
+
+void memory_usage(memory *m, uint64_t *used, uint64_t *capacity) {
+  pthread_mutex_lock(&m->lock);
+  *used = m->used, *capacity = m->capacity;
+  pthread_mutex_unlock(&m->lock);
+}
+
 uint64_t memory_live(memory *m, allocation *out, uint64_t room) {
   pthread_mutex_lock(&m->lock);
   uint64_t count = m->live_count;

@@ -1,30 +1,15 @@
-// A HIP runtime (libamdhip64) for emulated devices: what IREE's hip driver needs of one, and no more. Here: devices, streams, events, copies.
+// A HIP runtime (libamdhip64) for emulated devices: what IREE's hip driver and iq's own launches need of one, and no more. Here: devices,
+// contexts, handles.
 //
-// Everything runs when it is enqueued, in the calling thread, which is one of the orders a GPU may choose: streams and events have nothing to
-// wait for. Memory is the host's (memory.c) and every copy is checked against it. Code objects and launches go to Python; nothing else does,
-// because IREE calls from threads of its own, and may wait for them while it holds Python's lock.
+// What is enqueued runs at once, or later (queue.c). Memory is the host's (memory.c) and every copy is checked against it. Code objects and
+// launches go to Python; nothing else does, because IREE calls from threads of its own, and may wait for them while it holds Python's lock.
 //
 // Structures and numbers are those of hip_runtime_api.h, HIP 6 (the hipGetDeviceProperties that IREE asks for is the older R0000).
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "runtime.h"
-
-static const struct { int code; const char *name, *text; } ERRORS[] = {
-  {SUCCESS, "hipSuccess", "no error"},
-  {INVALID_VALUE, "hipErrorInvalidValue", "invalid argument"},
-  {OUT_OF_MEMORY, "hipErrorOutOfMemory", "out of memory"},
-  {DEINITIALIZED, "hipErrorDeinitialized", "the emulated device has been closed"},
-  {INVALID_DEVICE, "hipErrorInvalidDevice", "invalid device ordinal"},
-  {INVALID_CONTEXT, "hipErrorInvalidContext", "invalid device context"},
-  {NO_BINARY, "hipErrorNoBinaryForGpu", "no kernel image is available for execution on the device"},
-  {INVALID_HANDLE, "hipErrorInvalidHandle", "invalid resource handle"},
-  {NOT_FOUND, "hipErrorNotFound", "named symbol not found"},
-  {LAUNCH_FAILURE, "hipErrorLaunchFailure", "a kernel failed, which leaves the emulated device unusable: open it again"},
-  {NOT_SUPPORTED, "hipErrorNotSupported", "operation not supported"},
-};
 
 // ---- Devices and contexts
 
@@ -43,7 +28,9 @@ static device *get_device(int ordinal) {
 int fakehip_add_device(const properties *p, memory *m, const callbacks *c) {
   device *d = calloc(1, sizeof *d);
   if (!d) return -1;
-  *d = (device){.owners = 1, .properties = *p, .memory = m, .callbacks = *c};
+  *d = (device){.owners = 1, .properties = *p, .memory = m, .callbacks = *c, .null.handle = {STREAM, 1, d, NULL}};
+  pthread_mutex_init(&d->lock, NULL);
+  pthread_cond_init(&d->changed, NULL);
   pthread_mutex_lock(&lock);
   // The context of a device that is gone may be on some thread's stack still: those are never freed, only their numbers are given anew.
   d->ordinal = 0;
@@ -61,16 +48,33 @@ int fakehip_add_device(const properties *p, memory *m, const callbacks *c) {
 
 static void release(device *d) {
   pthread_mutex_lock(&lock);
-  memory *unused = --d->owners ? NULL : d->memory;
-  if (unused) d->memory = NULL;
+  int last = !--d->owners;
   pthread_mutex_unlock(&lock);
-  if (unused) memory_release(unused);
+  if (!last) return;
+  abandon(d);  // before its memory goes
+  pthread_mutex_lock(&lock);
+  memory *unused = d->memory;
+  d->memory = NULL;
+  pthread_mutex_unlock(&lock);
+  memory_release(unused);
 }
 
 void fakehip_remove_device(int ordinal) {
   device *d = get_device(ordinal);
+  abandon(d);  // what runs still calls Python
   d->callbacks = (callbacks){0};
   release(d);
+}
+
+void fakehip_defer(int ordinal, uint64_t seed) {
+  device *d = get_device(ordinal);
+  if (!seed) wait_for(d, NULL, NULL);
+  pthread_mutex_lock(&d->lock);
+  d->deferred = seed != 0;
+  d->random = seed * 0x9E3779B97F4A7C15;  // near seeds are far apart, and none but 0 gives 0
+  for (int i = 0; i < 8 && seed; ++i) draw(d);
+  d->favourite = NULL;
+  pthread_mutex_unlock(&d->lock);
 }
 
 uint64_t fakehip_handles(int ordinal) { return __atomic_load_n(&get_device(ordinal)->handles, __ATOMIC_SEQ_CST); }
@@ -79,9 +83,9 @@ enum { MAX_DEPTH = 64 };
 static __thread device *contexts[MAX_DEPTH];
 static __thread int depth;
 
-static device *current(void) { return depth ? contexts[depth - 1] : NULL; }
+device *current(void) { return depth ? contexts[depth - 1] : NULL; }
 
-static device *usable(device *d, int *status) {
+device *usable(device *d, int *status) {
   *status = !d ? INVALID_CONTEXT : !d->memory ? DEINITIALIZED : d->failed;
   return *status ? NULL : d;
 }
@@ -93,17 +97,24 @@ API hipCtxPushCurrent(device *d) { if (depth == MAX_DEPTH) return INVALID_CONTEX
 API hipCtxPopCurrent(device **d) { if (!depth) return INVALID_CONTEXT; --depth; if (d) *d = contexts[depth]; return SUCCESS; }
 API hipCtxGetCurrent(device **d) { *d = current(); return SUCCESS; }
 API hipCtxSetCurrent(device *d) { if (!depth) return hipCtxPushCurrent(d); contexts[depth - 1] = d; return SUCCESS; }
+API hipGetDevice(int *ordinal) { device *d = current(); if (d) *ordinal = d->ordinal; return d ? SUCCESS : INVALID_CONTEXT; }
 API hipSetDevice(unsigned ordinal) { device *d = get_device((int)ordinal); return d ? hipCtxSetCurrent(d) : INVALID_DEVICE; }
 API hipDevicePrimaryCtxRetain(device **out, int ordinal) {
   device *d = get_device(ordinal);
   if (!d) return INVALID_DEVICE;
-  __atomic_add_fetch(&d->owners, 1, __ATOMIC_SEQ_CST);
+  pthread_mutex_lock(&lock);
+  ++d->owners, ++d->contexts;
+  pthread_mutex_unlock(&lock);
   *out = d;
   return SUCCESS;
 }
 API hipDevicePrimaryCtxRelease(int ordinal) {
   device *d = get_device(ordinal);
   if (!d) return INVALID_DEVICE;
+  pthread_mutex_lock(&lock);
+  int last = !--d->contexts;
+  pthread_mutex_unlock(&lock);
+  if (last) abandon(d);
   release(d);
   return SUCCESS;
 }
@@ -120,11 +131,29 @@ API hipDeviceGetUuid(char uuid[16], int ordinal) {
   memset(uuid, 0, 16);
   return snprintf(uuid, 16, "emulated%d", ordinal) > 0 ? SUCCESS : INVALID_VALUE;
 }
+API hipDeviceTotalMem(size_t *size, int ordinal) {
+  device *d = get_device(ordinal);
+  if (!d) return INVALID_DEVICE;
+  *size = d->properties.total_memory;
+  return SUCCESS;
+}
+API hipDriverGetVersion(int *version) { *version = 60000000; return SUCCESS; }  // 6.0.0
+API hipRuntimeGetVersion(int *version) { return hipDriverGetVersion(version); }
+
+// Of gfx942 94, of gfx1100 110: the last digit is the stepping.
+static int version(const device *d) {
+  int value = 0, digits = (int)strcspn(d->properties.arch, ":");
+  for (int i = 3; i < digits - 1; ++i) value = 10 * value + d->properties.arch[i] - '0';
+  return value;
+}
 API hipDeviceGetAttribute(int *value, int attribute, int ordinal) {
   device *d = get_device(ordinal);
   if (!d) return INVALID_DEVICE;
   switch (attribute) {
     case 9: *value = 0; return SUCCESS;  // ConcurrentManagedAccess
+    case 23: *value = version(d) / 10; return SUCCESS;  // ComputeCapabilityMajor
+    case 61: *value = version(d) % 10; return SUCCESS;  // ComputeCapabilityMinor
+    case 63: *value = 1; return SUCCESS;  // MultiprocessorCount
     case 26: case 27: case 28: case 56: *value = (int)d->properties.max_threads; return SUCCESS;  // MaxBlockDimX, Y, Z, MaxThreadsPerBlock
     case 74: *value = (int)d->properties.lds; return SUCCESS;  // MaxSharedMemoryPerBlock
     case 87: *value = (int)d->properties.wave; return SUCCESS;  // WarpSize
@@ -166,16 +195,6 @@ API hipGetDeviceProperties(hipDeviceProp_tR0000 *out, int ordinal) {
   return SUCCESS;
 }
 
-EXPORT const char *hipGetErrorName(int code) {
-  for (size_t i = 0; i < sizeof ERRORS / sizeof *ERRORS; ++i) if (ERRORS[i].code == code) return ERRORS[i].name;
-  return "hipErrorUnknown";
-}
-EXPORT const char *hipGetErrorString(int code) {
-  for (size_t i = 0; i < sizeof ERRORS / sizeof *ERRORS; ++i) if (ERRORS[i].code == code) return ERRORS[i].text;
-  return "unknown error";
-}
-API hipGetLastError(void) { return SUCCESS; }
-
 // ---- Handles: everything that is created and destroyed, other than memory
 
 handle *known(void *p, enum handle_kind kind) {
@@ -190,7 +209,7 @@ void *create(enum handle_kind kind, size_t size, int *status) {
 void *create_for(device *d, enum handle_kind kind, size_t size, int *status) {
   handle *h = calloc(1, size);
   *status = h ? SUCCESS : OUT_OF_MEMORY;
-  if (h) *h = (handle){kind, d}, __atomic_add_fetch(&d->handles, 1, __ATOMIC_SEQ_CST);
+  if (h) *h = (handle){kind, 1, d, NULL}, __atomic_add_fetch(&d->handles, 1, __ATOMIC_SEQ_CST);
   return h;
 }
 
@@ -199,8 +218,16 @@ int destroy(void *p, enum handle_kind kind) {
   if (!h) return INVALID_HANDLE;
   __atomic_sub_fetch(&h->device->handles, 1, __ATOMIC_SEQ_CST);
   h->kind = 0;  // a second destroy, or a use, is likely to notice
-  free(h);
+  drop(h);
   return SUCCESS;
+}
+
+void *retain(void *p) { __atomic_add_fetch(&((handle *)p)->references, 1, __ATOMIC_SEQ_CST); return p; }
+void drop(void *p) {
+  handle *h = p;
+  if (__atomic_sub_fetch(&h->references, 1, __ATOMIC_SEQ_CST)) return;
+  if (h->end) h->end(h);
+  free(h);
 }
 
 device *of(void *p, enum handle_kind kind, int *status) {
@@ -210,56 +237,10 @@ device *of(void *p, enum handle_kind kind, int *status) {
   return NULL;
 }
 
-device *on(void *stream, int *status) { return stream ? of(stream, STREAM, status) : usable(current(), status); }
+device *on(void *s, int *status) { return s ? of(s, STREAM, status) : usable(current(), status); }
+stream *stream_of(device *d, void *s) { return s ? s : &d->null; }
 
-API hipStreamCreateWithFlags(void **s, unsigned flags) { (void)flags; int status; *s = create(STREAM, sizeof(handle), &status); return status; }
-API hipStreamDestroy(void *s) { return destroy(s, STREAM); }
-API hipStreamSynchronize(void *s) { int status; on(s, &status); return status; }
-
-API hipEventCreateWithFlags(void **e, unsigned flags) { (void)flags; int status; *e = create(EVENT, sizeof(event), &status); return status; }
-API hipEventCreate(void **e) { return hipEventCreateWithFlags(e, 0); }
-API hipEventDestroy(void *e) { return destroy(e, EVENT); }
-// A recorded event has happened, even where a kernel that was launched later has failed since. IREE's hip driver relies on it: an error here,
-// or of hipFreeAsync, is one that its cleanup thread keeps, and that each buffer which is released from then on frees once more
-// (cleanup_thread.c: iree_hal_hip_cleanup_thread_add_cleanup gives its callers the status itself, not a clone, and they own what they get).
-API hipEventQuery(void *e) { return known(e, EVENT) ? SUCCESS : INVALID_HANDLE; }
-API hipEventSynchronize(void *e) { return hipEventQuery(e); }
-API hipEventRecord(event *e, void *s) {
-  int status;
-  if (!of(e, EVENT, &status) || !on(s, &status)) return status;
-  clock_gettime(CLOCK_MONOTONIC, &e->time);
-  return SUCCESS;
-}
-API hipEventElapsedTime(float *milliseconds, event *a, event *b) {
-  int status;
-  if (!of(a, EVENT, &status) || !of(b, EVENT, &status)) return status;
-  *milliseconds = (float)(b->time.tv_sec - a->time.tv_sec) * 1e3f + (float)(b->time.tv_nsec - a->time.tv_nsec) * 1e-6f;
-  return SUCCESS;
-}
-API hipStreamWaitEvent(void *s, void *e, unsigned flags) {
-  (void)flags;
-  int status;
-  return of(e, EVENT, &status) ? on(s, &status), status : status;
-}
-API hipLaunchHostFunc(void *s, void (*function)(void *), void *data) {
-  int status;
-  if (!on(s, &status)) return status;
-  function(data);
-  return SUCCESS;
-}
-
-// ---- Memory
-
-static int allocate(void **out, size_t size, enum memory_kind kind) {
-  int status;
-  device *d = usable(current(), &status);
-  if (!d) return status;
-  *out = (void *)memory_allocate(d->memory, size, kind);
-  return *out ? SUCCESS : OUT_OF_MEMORY;
-}
-
-// The live device whose address it is; may be called on any thread, with whatever context.
-static device *owner(void *p) {
+device *owner(const void *p) {
   device *found = NULL;
   pthread_mutex_lock(&lock);
   for (int i = 0; i < device_count && !found; ++i)
@@ -267,97 +248,3 @@ static device *owner(void *p) {
   pthread_mutex_unlock(&lock);
   return found;
 }
-
-static int give_back(const char *what, void *p, uint64_t kinds) {
-  if (!p) return SUCCESS;
-  device *d = owner(p);
-  if (d && memory_free(d->memory, (uint64_t)p, kinds)) return SUCCESS;
-  if (!d) d = current();
-  if (d && d->memory) memory_note(d->memory, what, (uint64_t)p, 0);
-  return INVALID_VALUE;
-}
-
-API hipMalloc(void **p, size_t size) { return allocate(p, size, MEMORY_DEVICE); }
-API hipMallocManaged(void **p, size_t size, unsigned flags) { (void)flags; return allocate(p, size, MEMORY_MANAGED); }
-API hipMallocAsync(void **p, size_t size, void *s) { int status; return on(s, &status) ? allocate(p, size, MEMORY_DEVICE) : status; }
-API hipMallocFromPoolAsync(void **p, size_t size, void *pool, void *s) {
-  int status;
-  return of(pool, POOL, &status) ? hipMallocAsync(p, size, s) : status;
-}
-API hipHostMalloc(void **p, size_t size, unsigned flags) { (void)flags; return allocate(p, size, MEMORY_HOST); }
-API hipFree(void *p) { return give_back("hipFree", p, MEMORY_DEVICE | MEMORY_MANAGED); }
-// What is wrong with the address is noted for Python; to IREE it is no error (see hipEventQuery).
-API hipFreeAsync(void *p, void *s) {
-  if (s && !known(s, STREAM)) return INVALID_HANDLE;
-  give_back("hipFreeAsync", p, MEMORY_DEVICE);
-  return SUCCESS;
-}
-API hipHostFree(void *p) { return give_back("hipHostFree", p, MEMORY_HOST); }
-API hipHostUnregister(void *p) { return give_back("hipHostUnregister", p, MEMORY_REGISTERED); }
-API hipHostRegister(void *p, size_t size, unsigned flags) {
-  (void)flags;
-  int status;
-  device *d = usable(current(), &status);
-  return !d ? status : memory_register(d->memory, (uint64_t)p, size) ? SUCCESS : INVALID_VALUE;
-}
-API hipHostGetDevicePointer(void **out, void *p, unsigned flags) {
-  (void)flags;
-  int status;
-  device *d = usable(current(), &status);
-  if (!d) return status;
-  *out = p;
-  return memory_holds(d->memory, (uint64_t)p, 1) ? SUCCESS : INVALID_VALUE;
-}
-
-API hipMemPoolCreate(void **p, const void *props) { (void)props; int status; *p = create(POOL, sizeof(handle), &status); return status; }
-API hipMemPoolDestroy(void *p) { return destroy(p, POOL); }
-API hipMemPoolGetAttribute(void *p, int attribute, uint64_t *value) { (void)attribute; *value = 0; int status; of(p, POOL, &status); return status; }
-API hipMemPoolSetAttribute(void *p, int attribute, void *value) { (void)attribute, (void)value; int status; of(p, POOL, &status); return status; }
-API hipMemPoolTrimTo(void *p, size_t keep) { (void)keep; int status; of(p, POOL, &status); return status; }
-
-// Whether a device may touch these bytes; if not, says so to Python.
-static int reaches(device *d, const char *what, const void *p, size_t size) {
-  if (!size || memory_holds(d->memory, (uint64_t)p, size)) return 1;
-  memory_note(d->memory, what, (uint64_t)p, size);
-  return 0;
-}
-
-int copy(device *d, const char *what, void *to, const void *from, size_t size, int kind) {
-  // With the default kind either may be the host's own memory, unless the address is a device's.
-  int to_device = kind == HOST_TO_DEVICE || kind == DEVICE_TO_DEVICE || (kind == DEFAULT && owner(to));
-  int from_device = kind == DEVICE_TO_HOST || kind == DEVICE_TO_DEVICE || (kind == DEFAULT && owner((void *)from));
-  if ((to_device && !reaches(d, what, to, size)) || (from_device && !reaches(d, what, from, size))) return INVALID_VALUE;
-  memmove(to, from, size);
-  return SUCCESS;
-}
-
-int fill(device *d, const char *what, void *to, unsigned value, size_t width, size_t count) {
-  if (count > SIZE_MAX / width || !reaches(d, what, to, width * count)) return INVALID_VALUE;
-  for (size_t i = 0; i < count; ++i) memcpy((char *)to + width * i, &value, width);  // little endian: the low bytes
-  return SUCCESS;
-}
-
-API hipMemcpyAsync(void *to, const void *from, size_t size, int kind, void *s) {
-  int status;
-  device *d = on(s, &status);
-  return d ? copy(d, "hipMemcpyAsync", to, from, size, kind) : status;
-}
-API hipMemcpy(void *to, const void *from, size_t size, int kind) { return hipMemcpyAsync(to, from, size, kind, NULL); }
-API hipMemcpyHtoDAsync(void *to, void *from, size_t size, void *s) { return hipMemcpyAsync(to, from, size, HOST_TO_DEVICE, s); }
-API hipMemPrefetchAsync(const void *p, size_t size, int to, void *s) {
-  (void)to;
-  int status;
-  device *d = on(s, &status);
-  return d ? (reaches(d, "hipMemPrefetchAsync", p, size) ? SUCCESS : INVALID_VALUE) : status;
-}
-
-static int fill_async(const char *what, void *to, unsigned value, size_t width, size_t count, void *s) {
-  int status;
-  device *d = on(s, &status);
-  return d ? fill(d, what, to, value, width, count) : status;
-}
-API hipMemsetAsync(void *to, int value, size_t count, void *s) { return fill_async("hipMemsetAsync", to, (unsigned)value, 1, count, s); }
-API hipMemset(void *to, int value, size_t count) { return fill_async("hipMemset", to, (unsigned)value, 1, count, NULL); }
-API hipMemsetD8Async(void *to, unsigned char v, size_t count, void *s) { return fill_async("hipMemsetD8Async", to, v, 1, count, s); }
-API hipMemsetD16Async(void *to, unsigned short v, size_t count, void *s) { return fill_async("hipMemsetD16Async", to, v, 2, count, s); }
-API hipMemsetD32Async(void *to, int v, size_t count, void *s) { return fill_async("hipMemsetD32Async", to, (unsigned)v, 4, count, s); }
