@@ -22,8 +22,11 @@ DIFF ?=
 # What runs on a deployment host, without any extra.
 DEPLOY_TESTS := $(addprefix tests/test_,atomic.py buffer.py candle.py kernels.py packaging.py qtensor.py)
 
+# What a GPU host without IREE's runtime installs beside iq itself.
+SLIM := 'numpy>=2.1' 'ml-dtypes>=0.4' 'msgspec>=0.19'
+
 .NOTPARALLEL:
-.PHONY: help demo test quick lint fix test-deploy emulate-all mutate crash-test golden kernels-diff bench tools clean
+.PHONY: help demo test quick lint fix test-deploy emulate-all mutate crash-test fuzz golden kernels-diff bench tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -46,11 +49,16 @@ fix: $(VENV)/ready ## format, and mend what lint can mend by itself
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test-deploy: $(VENV)/ready ## the tests that a deployment host can run, where iq is installed without extras
+test-deploy: tools ## the tests that a deployment host can run, where iq is installed without extras; a GPU's kernels without IREE
 	$(BIN)/iq compile --target cpu --out $(DEPLOY)/artifacts
 	$(PYTHON) -m venv --clear $(DEPLOY)/venv
 	$(DEPLOY)/venv/bin/pip install --quiet --disable-pip-version-check . pytest hypothesis
 	IQ_BUNDLE_PATH=$(DEPLOY)/artifacts $(DEPLOY)/venv/bin/pytest -m 'not needs_extras' $(DEPLOY_TESTS)
+	$(BIN)/iq compile --target gfx1100 --format q4_0 --out $(DEPLOY)/artifacts-gpu
+	$(PYTHON) -m venv --clear $(DEPLOY)/slim
+	$(DEPLOY)/slim/bin/pip install --quiet --disable-pip-version-check $(SLIM) pyelftools platformdirs
+	$(DEPLOY)/slim/bin/pip install --quiet --disable-pip-version-check --no-deps .
+	$(DEPLOY)/slim/bin/python tests/slim.py $(DEPLOY)/artifacts-gpu
 
 emulate-all: tools ## every kernel of every ROCm target under ISA emulation, with a report: emulation.html (slow)
 	$(BIN)/iq compile --target rocm --out artifacts
@@ -62,6 +70,9 @@ mutate: tools ## change instructions of kernels one at a time, and say how many 
 crash-test: tools ## plant 1000 failures in every kind of call, and see that the interpreter survives (half a minute)
 	IQ_CACHE_DIR=$(IQ_TEST_CACHE_DIR) $(BIN)/python -X faulthandler tests/crash.py 1000
 
+fuzz: tools ## feed 100,000 damaged manifests, executables and bundles to what reads them (a minute): make fuzz COUNT=1000000
+	IQ_CACHE_DIR=$(IQ_TEST_CACHE_DIR) $(BIN)/python tests/fuzz_bundle.py $(COUNT)
+
 golden: $(VENV)/ready ## render again what tests/golden keeps to be read, and review the diff
 	$(BIN)/python tools/golden_renders.py
 
@@ -72,10 +83,12 @@ kernels-diff: tools ## what the working tree's templates and schedules make of t
 bench: $(VENV)/ready ## time matrix products on the CPU
 	$(BIN)/python benchmarks/matmul.py
 
-# What the emulator and most tests need beside Python: a C compiler, and a disassembler that decodes the kernels.
+# What the emulator and most tests need beside Python: a C compiler, and a disassembler that decodes the kernels. With them the extension that
+# launches kernels is built, which an older $(VENV) may lack.
 tools:
-	@tools/system-packages python cc objdump
+	@tools/system-packages python headers cc objdump
 	@$(MAKE) --no-print-directory $(VENV)/ready
+	@$(BIN)/python hatch_build.py
 	@$(DISASSEMBLER) 2>/dev/null || { tools/system-packages llvm-22 && $(DISASSEMBLER); }
 
 $(VENV)/ready: pyproject.toml

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iq import runtime
-from iq.bundle import Bundles
+from iq.bundle import Bundles, Module
 from iq.errors import DeviceError, NoCompilerError
 from iq.extras import missing
-from iq.runtime.library import ModuleSource, Provider
+from iq.runtime.library import Provider
+from iq.runtime.opening import parse
 from iq.targets import DeviceId, Target
 
 if TYPE_CHECKING:
@@ -22,33 +24,65 @@ if TYPE_CHECKING:
 class Device(runtime.Device):
     """A device to put tensors on: "cpu", "cuda", "cuda:1", "hip", "hip:1"; or "emulated:gfx1100", an AMD GPU emulated on the CPU.
 
-    It is the device that was asked for or an error, never another one. `alloc`, `zeros` and `put` make buffers on it.
+    It is the device that was asked for or an error, never another one. Opened again with equal arguments it is the same device, for as
+    long as something holds it. `alloc`, `zeros` and `put` make buffers on it.
     emulated: the GPU of an emulated device, with what it counted of each launch; None on others. A kernel that fails there raises what
-    stopped it and leaves the device unusable, as on a GPU; opening one again gives a fresh one.
+    stopped it, at the latest when its results are waited for, and leaves the device unusable, as on a GPU; opening one again gives a fresh
+    one.
     """
 
-    def __init__(self, spec: str | None = None, *, bundle: str | Path | None = None, threads: int | None = None) -> None:
+    emulated: EmulatedGpu | None
+
+    def __new__(
+        cls,
+        spec: str | None = None,
+        *,
+        bundle: str | Path | None = None,
+        threads: int | None = None,
+        runtime: str | None = None,
+    ) -> Device:
         """Open a device.
 
         spec: which; by default what the environment variable IQ_DEVICE says, else "cpu".
         bundle: the directory or zip with its kernels; by default what IQ_BUNDLE_PATH says, else kernels are compiled when they are first
         needed, if the compiler is installed and IQ_DISABLE_COMPILE is not set; else using one raises NoCompilerError.
         threads: of a CPU device; 1 runs kernels in the calling thread, None is one for each core.
+        runtime: "iree" runs a GPU's kernels through IREE's runtime rather than through the GPU's driver.
         Raises DeviceError, or a BundleError when there is no bundle at the path.
         """
+        name = _full_name(_default_name() if spec is None else spec)
         path = bundle or os.environ.get("IQ_BUNDLE_PATH")
+        key = (name, str(Path(path).resolve()) if path else None, threads, runtime)
+        with _OPENING:
+            found = _OPENED.get(key)
+            if found is None or not found.usable:
+                found = _OPENED[key] = cls._open(name, path, threads, runtime)
+            return found
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """See `__new__`, which may return a device that is open already."""
+
+    @classmethod
+    def _open(cls, name: str, path: str | Path | None, threads: int | None, how: str | None) -> Device:
+        device = object.__new__(cls)
         provider: Provider = Bundles(path) if path else _OnDemand()
-        spec = spec or _default_name()
-        self.emulated = _emulated(spec, threads)
-        super().__init__(self.emulated.runtime if self.emulated else spec, provider=provider, threads=threads)
+        device.emulated = _emulated(name, threads)
+        runtime.Device.__init__(
+            device, device.emulated.runtime if device.emulated else name, provider=provider, threads=threads, runtime=how
+        )
+        return device
 
 
+_Key = tuple[str, str | None, int | None, str | None]
+_OPENED: weakref.WeakValueDictionary[_Key, Device] = weakref.WeakValueDictionary()
+# Devices that were named where a Device could be given stay open.
 _NAMED: dict[str, Device] = {}
-_OPENING = threading.Lock()
+_OPENING = threading.RLock()
 
 
 def _after_fork() -> None:
-    _NAMED.clear()  # the child opens its own
+    _OPENED.clear()  # the child opens its own
+    _NAMED.clear()
     _OPENING.release()
 
 
@@ -57,22 +91,28 @@ os.register_at_fork(before=_OPENING.acquire, after_in_parent=_OPENING.release, a
 
 
 def default_device() -> Device:
-    """The device of tensors that are not given one: the one that IQ_DEVICE names, else "cpu", opened once."""
+    """The device of tensors that are not given one: the one that IQ_DEVICE names, else "cpu"."""
     return device_named(_default_name())
 
 
 def device_named(name: str) -> Device:
-    """`Device(name)`, opened once: the device of every tensor that names it. Raises as `Device` does."""
-    if name in ("cuda", "hip"):
-        name += ":0"
-    with _OPENING:
-        if name not in _NAMED:
-            _NAMED[name] = Device(name)
-        return _NAMED[name]
+    """`Device(name)`, which stays open: the device of every tensor that names it. Raises as `Device` does."""
+    found = _NAMED.get(name)
+    if found is None or not found.usable:
+        found = _NAMED[name] = Device(name)
+    return found
 
 
 def _default_name() -> str:
     return os.environ.get("IQ_DEVICE") or "cpu"
+
+
+def _full_name(spec: str) -> str:
+    """ "hip:0" for "hip". Raises DeviceError for what is no device's name."""
+    if isinstance(spec, str) and spec.partition(":")[0] == "emulated":
+        return spec
+    kind, number = parse(spec)
+    return kind if kind == "cpu" else f"{kind}:{number}"
 
 
 def _emulated(spec: str, threads: int | None) -> EmulatedGpu | None:
@@ -106,5 +146,5 @@ class _OnDemand:
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str]) -> Target:
         return self._compiler.target(device_id, cpu_flags)
 
-    def module(self, target: Target, format: str) -> ModuleSource:
+    def module(self, target: Target, format: str) -> Module:
         return self._compiler.module(target, format)

@@ -11,8 +11,10 @@ from importlib.util import find_spec
 DISTRIBUTION = "iq-kernels"
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "amd": ("rocm_bootstrap",),
     "cli": ("click", "rich"),
     "gguf": ("gguf",),
+    "torch": ("torch",),
     "emulate": ("elftools", "platformdirs"),
     "compile": ("iree.compiler", "jinja2", "platformdirs", "elftools"),
 }

@@ -5,22 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from types import EllipsisType
+from typing import Any, NamedTuple, NoReturn, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from iq import formats
+from iq import formats, torch_tensors
 from iq.device import default_device, device_named
 from iq.errors import DeviceError, DtypeError, FormatError, LayoutError, RowIndexError, ShapeError
 from iq.formats import Format, format_of
 from iq.kernels import DTYPES, KernelSpec, Problem, choose
 from iq.runtime.arrays import Array, Bytes, check_array, check_shape, check_sizes
+from iq.runtime.backend import Prepared
 from iq.runtime.buffer import Buffer
 from iq.runtime.device import Device
+from iq.runtime.dlpack import device_name
+from iq.runtime.dtypes import DTYPES as ELEMENTS
 from iq.runtime.dtypes import dtype_of
 from iq.runtime.library import Kernel
 from iq.targets import Target
+from iq.torch_tensors import SPARE_BYTES, is_tensor
 
 
 class QTensor:
@@ -30,13 +35,16 @@ class QTensor:
     format: the format's name ("q4_k"). device: where it lives. nbytes: bytes of the GGML blocks. None of these can be set.
     """
 
-    __slots__ = ("_format", "_packed", "_shape")
+    __slots__ = ("_format", "_packed", "_products", "_shape", "for_tensors")
 
     def __init__(self, packed: Buffer, format: type[Format], shape: tuple[int, ...]) -> None:
         """For this package: `packed` holds the u8 GGML blocks of `shape`; see `from_bytes` for the checks."""
         self._packed = packed
         self._format = format
         self._shape = shape
+        # For iq.torch_tensors: what it prepares for products with torch's tensors.
+        self.for_tensors: dict[tuple[tuple[int, ...], str | None], torch_tensors.Ready] = {}
+        self._products: dict[tuple[tuple[tuple[int, ...], str, bool], str | None], _Product] = {}
 
     @classmethod
     def quantize(cls, array: ArrayLike, format: str, device: Device | str | None = None, imatrix: ArrayLike | None = None) -> QTensor:
@@ -46,21 +54,33 @@ class QTensor:
         device: a Device, or the name of one ("hip:1"; the same device for every tensor that names it), or None for the default device.
         Raises FormatError, ShapeError, DtypeError or DeviceError.
         """
-        fmt = _weights_format(format)
+        fmt = weights_format(format)
         shape = _check_weights_shape(np.shape(array), fmt)
         return cls.from_bytes(formats.quantize(array, fmt.name, imatrix), fmt.name, shape, device)
 
     @classmethod
     def from_bytes(
-        cls, packed: Bytes | Buffer, format: str, shape: Sequence[int], device: Device | str | None = None, *, copy: bool | None = True
+        cls,
+        packed: Bytes | Buffer | Any,
+        format: str,
+        shape: Sequence[int],
+        device: Device | str | None = None,
+        *,
+        copy: bool | EllipsisType | None = ...,
     ) -> QTensor:
         """A tensor of uint8 GGML blocks, of any shape as long as the bytes are as many as `shape` takes.
 
-        packed: an array to put on the device (see `quantize`; `copy` is as in `Device.put`), or a u8 buffer to use as it is.
+        packed: an array to put on the device (see `quantize`; `copy` is as in `Device.put`), or a u8 buffer to use as it is. Or a tensor of
+        torch, or an array of another library (with `__dlpack__`): those stay on their device where none is named.
+        copy: left out, arrays are copied, and what other libraries have on the device is shared where it can be: some formats' kernels read
+        up to 16 bytes past the last block, so that it takes a tensor of torch with so many spare bytes in its storage (`iq.torch.padded`).
         Raises FormatError, ShapeError, DtypeError, LayoutError, or DeviceError for a buffer of another device.
         """
-        fmt = _weights_format(format)
+        fmt = weights_format(format)
         dims = _check_weights_shape(shape, fmt)
+        if not isinstance(packed, Buffer | np.ndarray) and hasattr(packed, "__dlpack__"):
+            packed = _take_packed(packed, fmt, device, None if copy is ... else copy)
+            device = packed.device
         if not isinstance(packed, Buffer):
             check_array(packed, "from_bytes")
         if packed.dtype != np.uint8:
@@ -69,10 +89,10 @@ class QTensor:
         if packed.nbytes != nbytes:
             raise ShapeError(f"from_bytes: {fmt.name} weights of shape {dims} take {nbytes} bytes, got {packed.nbytes}")
         if not isinstance(packed, Buffer):
-            packed = _device(device).put(packed, copy=copy)
+            packed = _device(device).put(packed, copy=True if copy is ... else copy)
         elif device is not None and packed.device is not _device(device):
             raise DeviceError(f"from_bytes: the buffer is on {packed.device!r}, the tensor is to be on {device!r}")
-        packed.argument()  # raises where kernels could not take it
+        packed.check_aligned()
         return cls(packed, fmt, dims)
 
     @property
@@ -101,54 +121,86 @@ class QTensor:
 
     # ---- Ops
 
-    def matmul(self, x: Array | Buffer, via: str | None = None, out: Buffer | None = None) -> Buffer:
-        """x [..., K] times the transpose of this [N, K]: f32 [..., N] on the device.
+    @overload
+    def matmul(self, x: Array | Buffer, via: str | None = None, out: Buffer | None = None, stream: Any = None) -> Buffer: ...
 
-        x: f32 or f16, an array or a buffer. via: "q8_1" quantizes x to 8 bits, "float" does not; None takes the default of format, target
-        and shape (see `iq.kernels.choose`). out: an f32 buffer of the result's shape to write into, and to return.
+    @overload
+    def matmul(self, x: Any, via: str | None = None, out: Any = None, stream: Any = None) -> Any: ...
+
+    def matmul(self, x: Any, via: str | None = None, out: Any = None, stream: Any = None) -> Any:
+        """x [..., K] times the transpose of this [N, K]: a Buffer, f32 [..., N] on the device.
+
+        x: f32, f16 or bf16, an array or a buffer. An array of another library (with `__dlpack__`) is read in place where it lies on the
+        device. For a tensor of torch, on the device, the result is a tensor, and `out` is one; all happens on torch's current stream, and
+        without gradients (see `iq.torch`). via: "q8_1" quantizes x to 8 bits, "float" does not; None takes the default of format,
+        target and shape (see `iq.kernels.choose`). out: an f32 buffer of the result's shape to write into, and to return.
+        stream: see `iq.Device`; on a GPU the result is there when the stream has got so far.
         Raises ShapeError, DtypeError, LayoutError, FormatError (a `via` that the format does not have), DeviceError, or for want of a
         kernel BundleError or CompileError.
         """
-        n, k = self._matrix("matmul")
-        x = _put(x, self.device, "matmul")
-        if x.element not in ("f32", "f16"):
-            raise DtypeError(f"matmul: x holds {x.element}, it takes f32 or f16")
-        if x.ndim < 1 or x.shape[-1] != k:
-            raise ShapeError(f"matmul: x has shape {x.shape}, the weight {self.shape}; the last axis of x must be {k}")
-        m, shape = math.prod(x.shape[:-1]), (*x.shape[:-1], n)
-        out = self.device.alloc(shape, "f32") if out is None else self._check_out(out, shape, x)
-        if m * n == 0 or k == 0:
-            out.fill_zero()
-            return out
-        spec = _product(self.format, self.device.target, Problem(m, n, k), via)
-        sizes = {"m": m, "n": n, "blocks": k // self._format.kernel_block_weights()}
-        self.device.library.kernel(spec)((self._packed, _widen(x)), sizes, (out,))
+        packed = self._packed
+        device = packed.device
+        if not isinstance(x, Buffer) or x.device is not device:
+            if is_tensor(x):
+                return torch_tensors.matmul(self, packed, x, via, out, stream)
+            x = _put(x, device, "matmul", stream)
+        on = device.stream_of(stream)
+        # What has been checked once for these shapes, dtypes and alignments is not checked again: a call costs little more than its launch.
+        product = self._products.get((x.layout, via)) or self._product(x, via, on)
+        if out is None:
+            out = device.empty(product.shape, _F32, on)
+        elif out.layout != product.out or out.device is not device or out.overlaps(x, packed):
+            self._refuse_out(out, product.shape, x)
+        if product.prepared is None:
+            out.fill_zero(stream=stream)
+        else:
+            product.prepared.launch((packed, _widen(x, stream) if product.widen else x, out), on)
         return out
 
-    def dequantize(self, dtype: Any = "float32") -> Buffer:
+    def _product(self, x: Buffer, via: str | None, stream: Any) -> _Product:
+        """The kernel that multiplies with x of a shape and dtype, prepared."""
+        if x.element not in _ACTIVATIONS:
+            raise DtypeError(f"matmul: x holds {x.element}, it takes {', '.join(_ACTIVATIONS)}")
+        result, prepared = self.product(x.shape, via)
+        x.check_aligned()
+        if len(self._products) >= _PRODUCTS_KEPT:
+            self._products.clear()
+        product = _Product(result, (result, "f32", True), prepared, prepared is not None and x.element != "f32")
+        return self._products.setdefault((x.layout, via), product)
+
+    def product(self, shape: tuple[int, ...], via: str | None) -> tuple[tuple[int, ...], Prepared | None]:
+        """For this package: the shape of the product with f32 of a shape, and its kernel; None where there is nothing to add up."""
+        n, k = self._matrix("matmul")
+        if len(shape) < 1 or shape[-1] != k:
+            raise ShapeError(f"matmul: x has shape {tuple(shape)}, the weight {self.shape}; the last axis of x must be {k}")
+        result, m = (*shape[:-1], n), math.prod(shape[:-1])
+        return result, prepare(self._format, self.device, m, n, k, via) if m * n * k else None
+
+    def dequantize(self, dtype: Any = "float32", stream: Any = None) -> Buffer:
         """The weights as numbers: f32, f16 or bf16 of this shape. Raises ShapeError or DtypeError."""
         n, k = self._matrix("dequantize")
         element = _output_dtype(dtype, "dequantize")
-        out = self.device.alloc(self.shape, element)
+        out = self.device.alloc(self.shape, element, stream=stream)
         if blocks := n * k // self._format.kernel_block_weights():
-            self._kernel("dequantize", element)((self._packed,), {"blocks": blocks}, (out,))
+            self._kernel("dequantize", element)((self._packed,), {"blocks": blocks}, (out,), stream)
         return out
 
-    def get_rows(self, ids: ArrayLike | Buffer, dtype: Any = "float32") -> Buffer:
+    def get_rows(self, ids: ArrayLike | Buffer | Any, dtype: Any = "float32", stream: Any = None) -> Buffer:
         """Rows of this [N, K] as numbers: f32, f16 or bf16 [..., K] for integer ids [...].
 
-        The ids are copied to the host and checked there; the kernel gets the copy that was checked. Raises RowIndexError for an id outside
-        the tensor, naming the first, ShapeError or DtypeError.
+        The ids are copied to the host, which waits for a buffer's, and checked there; the kernel gets the copy that was checked.
+        Raises RowIndexError for an id outside the tensor, naming the first, ShapeError or DtypeError.
         """
         n, k = self._matrix("get_rows")
         element = _output_dtype(dtype, "get_rows")
         # A copy in any case: another thread may write to the caller's ids, or the buffer's memory, after they have been checked.
-        rows = _check_ids(ids.numpy() if isinstance(ids, Buffer) else np.array(ids), n)
-        out = self.device.alloc((*rows.shape, k), element)
+        held = ids.cpu().numpy() if is_tensor(ids) else ids
+        rows = _check_ids(held.numpy() if isinstance(held, Buffer) else np.array(held), n)
+        out = self.device.alloc((*rows.shape, k), element, stream=stream)
         if out.size:
-            on_device = self.device.put(np.ascontiguousarray(rows, dtype=np.int32), copy=None)
+            on_device = self.device.put(np.ascontiguousarray(rows, dtype=np.int32), copy=None, stream=stream)
             sizes = {"rows": rows.size, "blocks": k // self._format.kernel_block_weights()}
-            self._kernel("get_rows", element)((self._packed, on_device), sizes, (out,))
+            self._kernel("get_rows", element)((self._packed, on_device), sizes, (out,), stream)
         return out
 
     def _kernel(self, op: str, variant: str) -> Kernel:
@@ -167,19 +219,18 @@ class QTensor:
         check_sizes(op, K=k)
         return n, k
 
-    def _check_out(self, out: Buffer, shape: tuple[int, ...], x: Buffer) -> Buffer:
+    def _refuse_out(self, out: Buffer, shape: tuple[int, ...], x: Buffer) -> NoReturn:
         if out.shape != shape:
             raise ShapeError(f"matmul: out has shape {out.shape}, the result has {shape}")
         if out.element != "f32":
             raise DtypeError(f"matmul: out holds {out.element}, the result is f32")
         if out.device is not self.device:
             raise DeviceError(f"matmul: out is on {out.device!r}, the weight on {self.device!r}")
-        if out.overlaps(x) or out.overlaps(self._packed):
-            raise LayoutError("matmul: out shares memory with x or the weight, which are still read while it is written")
-        return out
+        out.check_aligned()
+        raise LayoutError("matmul: out shares memory with x or the weight, which are still read while it is written")
 
 
-def quantize_q8_1(x: Array | Buffer, device: Device | str | None = None, padding: int = 512) -> Buffer:
+def quantize_q8_1(x: Array | Buffer, device: Device | str | None = None, padding: int = 512, stream: Any = None) -> Buffer:
     """Activations f32 [M, K] in GGML's q8_1: uint8 [M, 36 * blocks], rows of 32-value blocks padded with zeros to a multiple of `padding`.
 
     A block is f16 d, f16 s, 32 int8: x = d * q, and s the sum of the x. `padding` is a multiple of 32 (GGML's matmul on GPUs takes 512).
@@ -189,46 +240,97 @@ def quantize_q8_1(x: Array | Buffer, device: Device | str | None = None, padding
     if padding < 1 or padding % fmt.block_size:
         raise ShapeError(f"quantize_q8_1: padding {padding} is no multiple of {fmt.block_size}")
     on = x.device if device is None and isinstance(x, Buffer) else _device(device)
-    buffer = _put(x, on, "quantize_q8_1")
+    buffer = _put(x, on, "quantize_q8_1", stream)
     if buffer.element != "f32":
         raise DtypeError(f"quantize_q8_1: x holds {buffer.element}, it takes f32")
     if buffer.ndim != 2:
         raise ShapeError(f"quantize_q8_1: takes x of shape (M, K), got {buffer.shape}")
     m, k = buffer.shape
     q8_blocks = -(-k // padding) * padding // fmt.block_size
-    out = on.alloc((m, q8_blocks * fmt.type_size), "u8")
+    out = on.alloc((m, q8_blocks * fmt.type_size), "u8", stream=stream)
     if out.size:
         kernel = on.library.kernel(KernelSpec("quantize_q8_1", "q8_1", dtype="f32"))
-        kernel((buffer,), {"m": m, "k": k, "q8_blocks": q8_blocks}, (out,))
+        kernel((buffer,), {"m": m, "k": k, "q8_blocks": q8_blocks}, (out,), stream)
     return out
 
 
-@lru_cache(4096)  # a choice takes longer than a small product, and models repeat theirs
-def _product(format: str, target: Target, problem: Problem, via: str | None) -> KernelSpec:
+class _Product(NamedTuple):
+    """How a weight is multiplied with x of one layout.
+
+    shape: of the result. out: the layout of a buffer for it. prepared: the kernel, None where there is nothing to add up. widen: whether x
+    becomes f32 first.
+    """
+
+    shape: tuple[int, ...]
+    out: tuple[tuple[int, ...], str, bool]
+    prepared: Prepared | None
+    widen: bool
+
+
+# Element types of activations: f16 and bf16 are made f32.
+_ACTIVATIONS = ("f32", "f16", "bf16")
+
+_F32 = ELEMENTS["f32"]
+
+# Products that a weight keeps prepared: models call with the same shapes again and again.
+_PRODUCTS_KEPT = 256
+
+
+def prepare(format: type[Format], device: Device, m: int, n: int, k: int, via: str | None) -> Prepared:
+    """For this package: the kernel that multiplies f32 [M, K] with a weight [N, K], none of them 0."""
+    spec = _chosen(format.name, device.target, Problem(m, n, k), via)
+    return device.library.kernel(spec).sized((m, n, k // format.kernel_block_weights())).prepared
+
+
+@lru_cache(4096)  # the weights of a model's layers have the same shapes
+def _chosen(format: str, target: Target, problem: Problem, via: str | None) -> KernelSpec:
     return choose("mul_mat", format_of(format), target, problem, via).spec
 
 
-def _widen(x: Buffer) -> Buffer:
-    """f16 activations as f32, flat or not: exact."""
-    if x.element == "f32":
-        return x
-    wide = x.device.alloc(x.shape, "f32")
+def _widen(x: Buffer, stream: Any) -> Buffer:
+    """f16 or bf16 activations as f32, flat or not: exact."""
+    wide = x.device.alloc(x.shape, "f32", stream=stream)
     # Rows are whole blocks of weights, so the elements are a multiple of the 8 that the kernel takes together.
-    blocks = x.size // format_of("f16").kernel_block_weights()
-    x.device.library.kernel(KernelSpec("dequantize", "f16", dtype="f32"))((x.view("u8"),), {"blocks": blocks}, (wide,))
+    blocks = x.size // format_of(x.element).kernel_block_weights()
+    if blocks:
+        spec = KernelSpec("dequantize", x.element, dtype="f32")
+        x.device.library.kernel(spec)((x.view("u8"),), {"blocks": blocks}, (wide,), stream)
     return wide
 
 
-def _put(x: Array | Buffer, device: Device, op: str) -> Buffer:
+def _put(x: Any, device: Device, op: str, stream: Any) -> Buffer:
     """x as a buffer on the device that kernels can take; only for as long as the caller holds x."""
     if not isinstance(x, Buffer):
-        return device.put(check_array(x, op), copy=None)
+        if not isinstance(x, np.ndarray) and hasattr(x, "__dlpack__"):
+            return device.borrow(x, stream)
+        return device.put(check_array(x, op), copy=None, stream=stream)
     if x.device is not device:
         raise DeviceError(f"{op}: x is on {x.device!r}, not on {device!r}; cross through the host: put(x.numpy())")
     return x
 
 
-def _weights_format(name: str) -> type[Format]:
+def _take_packed(packed: Any, fmt: type[Format], device: Device | str | None, copy: bool | None) -> Buffer:
+    """Blocks of another library's as a buffer; see QTensor.from_bytes."""
+    spare = fmt.kernel_block_bytes() % SPARE_BYTES != 0
+    on = None if device is None else _device(device)
+    if is_tensor(packed):
+        return torch_tensors.take_packed(packed, on, copy, spare)
+    kind, index = packed.__dlpack_device__()
+    lies = device_name((int(kind), int(index)))
+    if on is None:
+        on = device_named(lies) if lies.startswith(("cuda:", "hip:")) else default_device()
+    if copy is None and spare and not on.is_cpu:
+        copy = True  # nobody can say what follows the last block
+    if copy is False and spare and not on.is_cpu:
+        raise LayoutError(
+            f"from_bytes: {fmt.name}'s kernels read up to {SPARE_BYTES} bytes past the last block, and DLPack does not say whether there "
+            "are any; use copy=None or copy=True"
+        )
+    return on.from_dlpack(packed, copy=copy)
+
+
+def weights_format(name: str) -> type[Format]:
+    """For this package: the format of that name. Raises FormatError for one that weights do not have."""
     fmt = format_of(name)
     if fmt.kind == "activations":
         raise FormatError(f"{fmt.name} is for activations, not for weights; see iq.quantize_q8_1")

@@ -15,9 +15,9 @@ import pytest
 
 import iq
 from iq import runtime
+from iq.bundle import Module
 from iq.extras import missing
-from iq.runtime.drivers import cpu_flags
-from iq.runtime.library import ModuleSource
+from iq.runtime.host import cpu_flags
 from iq.targets import TARGETS, Accepted, DeviceId, Target, match
 
 SPEC = os.environ.get("IQ_TEST_DEVICE", "cpu")
@@ -39,7 +39,7 @@ class OnDemandFor:
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str]) -> Target:
         return self._target
 
-    def module(self, target: Target, format: str) -> ModuleSource:
+    def module(self, target: Target, format: str) -> Module:
         return self._compiler.module(target, format)
 
 

@@ -13,8 +13,8 @@ import tempfile
 import threading
 import time
 import weakref
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from conftest import OnDemandFor
@@ -25,7 +25,7 @@ from iq.emulator.device import EmulatedGpu, WrongProcessor
 from iq.emulator.faults import DisassemblerError, EmulationError
 from iq.errors import BytecodeError, DeviceError, IqError, NoKernelError, RowIndexError, ShapeError
 from iq.kernels import KernelSpec
-from iq.runtime.drivers import cpu_flags
+from iq.runtime.host import cpu_flags
 from iq.targets import TARGETS, DeviceId
 
 PROCESSORS = ("gfx1100", "gfx90a", "gfx1201")
@@ -51,12 +51,12 @@ class Launcher:
 
 @cache
 def compiled(target, format):
-    """The path of a module. Found once: to find it anew, its templates would be rendered."""
+    """A module. Made once: to make it anew, its templates would be rendered."""
     return OnDemandFor(target).module(target, format)
 
 
 class From:
-    """Kernels for a target, whose modules `form` makes of a function that gives their path."""
+    """Kernels for a target, whose modules `form` makes of a function that gives them."""
 
     def __init__(self, target, form):
         self._target, self._form = target, form
@@ -71,15 +71,16 @@ class From:
 GPUS = weakref.WeakSet()
 
 
-def emulated(fails=None, processor=None, form=lambda path: path(), kernels_of=None):
-    """An emulated device and its GPU, on which the launch number `fails` fails."""
+def emulated(fails=None, processor=None, form=lambda module: module(), kernels_of=None, how=None):
+    """An emulated device and its GPU, on which the launch number `fails` fails. how: "launch" or "iree", by default one at random."""
     processor = processor or random.choice(PROCESSORS)
     gpu = EmulatedGpu(f"emulated:{processor}", launch=Launcher(fails))
     GPUS.add(gpu)
-    return runtime.Device(gpu.runtime, provider=From(TARGETS[kernels_of or processor], form)), gpu
+    provider = From(TARGETS[kernels_of or processor], form)
+    return runtime.Device(gpu.runtime, provider=provider, runtime=how or random.choice(("launch", "iree"))), gpu
 
 
-def cpu(form=lambda path: path()):
+def cpu(form=lambda module: module()):
     from iq.compile.ondemand import CompileOnDemand
 
     target = CompileOnDemand().target(DeviceId("cpu"), cpu_flags())
@@ -97,14 +98,10 @@ X = np.ones((2, 64), np.float32)
 
 
 def cut_module(device_of):
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "cut.vmfb"
+    def cut(whole):
+        return replace(whole(), vmfb=whole().vmfb[: random.choice((0, 100, 3000, -1000))])
 
-        def cut(whole):
-            path.write_bytes(whole().read_bytes()[: random.choice((0, 100, 3000, -1000))])
-            return path
-
-        weight(device_of(form=cut)).matmul(X)
+    weight(device_of(form=cut)).matmul(X)
 
 
 def cut_cpu_module():
@@ -118,7 +115,7 @@ def cut_gpu_module():
 def lacking_kernel():
     device = cpu()
     module = device.library._provider.module(device.target, "q4_0")
-    other = cpu(lambda path: module)
+    other = cpu(lambda _: module)
     weight(other).matmul(X)
     other.library.kernel(KernelSpec.parse("mul_mat_vec.q8_0.1"))
 
@@ -161,22 +158,22 @@ def no_gpu_memory():
 
 
 def fault_of_a_kernel():
-    weight(emulated(0)[0]).dequantize()
+    weight(emulated(0)[0]).dequantize().numpy()
 
 
 def fault_before_temporaries_are_freed():
-    weight(emulated(0)[0]).matmul(X)
+    weight(emulated(0)[0]).matmul(X).numpy()
 
 
 def fault_of_the_second_kernel():
-    weight(emulated(1)[0]).matmul(X)
+    weight(emulated(1)[0]).matmul(X).numpy()
 
 
 def fault_after_success():
     device, _ = emulated(4)
     w = weight(device)
     for _ in range(3):
-        w.matmul(X)
+        w.matmul(X).numpy()
 
 
 def faults_in_threads():
@@ -187,7 +184,7 @@ def faults_in_threads():
     def work():
         try:
             for _ in range(6):
-                w.matmul(X)
+                w.matmul(X).numpy()
         except IqError as error:
             errors.append(error)
 
@@ -207,7 +204,7 @@ def failed(action):
         w, first = weight(device), []  # which keeps the error of the launch as well
         buffer, other = device.zeros(64, "f32"), device.zeros(64, "f32")
         try:
-            w.matmul(X)
+            w.matmul(X).numpy()
         except Planted as error:
             first.append(error)
         action(device, w, buffer, other)
@@ -248,7 +245,7 @@ def use_after_free():
 
 
 def another_processor():
-    weight(emulated(processor="gfx1201", kernels_of="gfx1100")[0]).matmul(X)
+    weight(emulated(processor="gfx1201", kernels_of="gfx1100")[0]).matmul(X).numpy()
 
 
 def no_disassembler():
@@ -258,7 +255,7 @@ def no_disassembler():
     with tempfile.TemporaryDirectory() as folder:
         os.environ.update(IQ_LLVM_OBJDUMP="/nonexistent", IQ_CACHE_DIR=folder)
         try:
-            weight(device).matmul(X)
+            weight(device).matmul(X).numpy()
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)

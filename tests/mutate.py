@@ -32,7 +32,7 @@ from assembly import llvm_mc
 from elftools.elf.elffile import ELFFile
 from numpy.typing import NDArray
 
-from iq import runtime
+from iq import bundle, runtime
 from iq.bundle import codeobject
 from iq.cache import Cache
 from iq.compile.build import Module, compile_module
@@ -196,10 +196,10 @@ class Laboratory:
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str]) -> Target:
         return self._target
 
-    def module(self, target: Target, format: str) -> memoryview:
-        return memoryview(self._altered)
+    def module(self, target: Target, format: str) -> bundle.Module:
+        return bundle.Module.of("altered", self._altered, (self._spec,), target)
 
-    def _open(self, target: Target, bundle: Path) -> tuple[runtime.Device, list[Launch]]:
+    def _open(self, target: Target, path: Path) -> tuple[runtime.Device, list[Launch]]:
         self._gpu = EmulatedGpu(f"emulated:{target.id}", self._options, self._launch)
         return Opened(runtime.Device(self._gpu.runtime, provider=self), EMULATED, APPROXIMATIONS, self._gpu.launches)
 

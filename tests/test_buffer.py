@@ -8,10 +8,10 @@ import pytest
 
 import iq
 from iq.errors import DeviceError, DtypeError, LayoutError, ShapeError
-from iq.runtime import hal, memory
 from iq.runtime.dtypes import DTYPES, dtype_of
-from iq.runtime.hal import Hal
-from iq.runtime.memory import DeviceMemory
+from iq.runtime.iree import hal, memory
+from iq.runtime.iree.hal import Hal
+from iq.runtime.iree.memory import DeviceMemory
 
 ALL = sorted(DTYPES)
 
@@ -287,7 +287,7 @@ def test_copy_is_its_own(dev):
     assert copied.numpy().tolist() == [1, 2, 3]
 
 
-# ---- The path of GPUs, over the CPU's driver
+# ---- IREE's way to GPUs, over the CPU's driver
 
 
 @pytest.fixture
@@ -303,22 +303,22 @@ def staged(monkeypatch):
 def test_staged_transfers(staged, rng):
     data = rng.integers(0, 256, 1234, dtype=np.uint8)
     there = staged(2000)
-    there.fill_zero(0, 2000)
-    there.write(17, data)
+    there.fill_zero(0, 2000, None)
+    there.write(17, data, None)
     assert np.array_equal(there.read(17, 1234), data)
     assert np.array_equal(there.read(27, 250), data[10:260])
     assert not there.read(0, 17).any()
     assert not there.read(1251, 749).any()
     assert there.host(0, 10) is None
-    there.fill_zero(30, 5)
+    there.fill_zero(30, 5, None)
     assert np.flatnonzero(there.read(17, 1234) != data).tolist() == [i for i in range(13, 18) if data[i]]
 
 
 def test_staged_copies(staged, rng):
     data = rng.integers(0, 256, 500, dtype=np.uint8)
     one, other = staged(500), staged(700)
-    one.write(0, data)
-    other.fill_zero(0, 700)
-    other.copy_within(100, one, 50, 333)
+    one.write(0, data, None)
+    other.fill_zero(0, 700, None)
+    other.copy_within(100, one, 50, 333, None)
     assert np.array_equal(other.read(100, 333), data[50:383])
     assert not other.read(433, 267).any()

@@ -400,8 +400,10 @@ def test_on_demand_compiles_all_kernels_of_a_format() -> None:
     provider = CompileOnDemand()
     target = provider.target(DeviceId("cpu"), CPU.cpu_requires)
     assert target is CPU
-    vmfb = Vmfb.parse(provider.module(target, "q8_1").read_bytes())
-    assert set(vmfb.functions) == {s.key for s in kernels.select("q8_1")}
+    module = provider.module(target, "q8_1")
+    keys = {s.key for s in kernels.select("q8_1")}
+    assert set(Vmfb.parse(module.vmfb).functions) == set(module.launches) == keys
+    assert provider.vmfb(target, "q8_1").read_bytes() == module.vmfb
     with pytest.raises(FormatError):
         provider.module(target, "q9_9")
 
@@ -422,7 +424,7 @@ def test_on_demand_can_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_processes_share_a_cache(tmp_path: Path) -> None:
-    code = "from iq.compile import *; from iq.targets import *; print(CompileOnDemand().module(TARGETS['x86-64-v3'], 'q8_1'))"
+    code = "from iq.compile import *; from iq.targets import *; print(CompileOnDemand().vmfb(TARGETS['x86-64-v3'], 'q8_1'))"
     environment = os.environ | {"IQ_CACHE_DIR": str(tmp_path)}
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True) for _ in range(2)]
     printed = {p.communicate()[0].strip() for p in processes}

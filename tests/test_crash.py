@@ -57,7 +57,7 @@ def made_by_iree(value):
 
 
 def test_an_error_keeps_nothing_that_iree_made(environment):
-    device, _ = emulated(fails=0)
+    device, _ = emulated(fails=0, how="iree")
     w = weight(device)
     x = device.put(np.ones((3, 64), np.float32))[1:].reshape((2, 64))[:1]  # a part of an allocation
     with pytest.raises(Planted) as caught:
@@ -69,10 +69,10 @@ def test_an_error_keeps_nothing_that_iree_made(environment):
 
 
 def test_a_device_goes_after_the_last_of_its_buffers(environment):
-    device, gpu = emulated()
+    device, gpu = emulated(how="iree")
     buffer, other = device.put(X), device.put(X)
-    hal = weakref.ref(device._hal)
-    handle = buffer._memory.handle
+    hal = weakref.ref(device._backend.hal)
+    handle = buffer.memory.handle
     del device, buffer, other
     assert eventually(lambda: len(gpu.memory.leaks()) == 1)
     assert hal() is handle.owner
@@ -80,17 +80,37 @@ def test_a_device_goes_after_the_last_of_its_buffers(environment):
     assert eventually(lambda: hal() is None and not gpu.handles and not gpu.memory.allocations())
 
 
-def test_a_cycle_that_holds_a_device_and_its_buffers(environment):
-    device, gpu = emulated()
+def test_a_gpu_goes_after_the_last_of_its_buffers(environment):
+    device, gpu = emulated(how="launch")
+    buffer, other, stream = device.put(X), device.put(X), device.stream()
+    with device.capture() as graph:
+        other.fill_zero()
+    backend = weakref.ref(device._backend)
+    del device, other
+    gc.collect()
+    assert backend() is not None and np.array_equal(buffer.numpy(), X)
+    graph.launch(stream)
+    stream.synchronize()
+    del buffer, stream
+    gc.collect()
+    assert backend() is not None
+    del graph
+    assert eventually(lambda: backend() is None and not gpu.handles and not gpu.memory.allocations())
+
+
+@pytest.mark.parametrize("how", ["launch", "iree"])
+def test_a_cycle_that_holds_a_device_and_its_buffers(environment, how):
+    device, gpu = emulated(how=how)
     buffer = device.put(X)
-    cycle = [device, buffer, buffer._memory.handle, buffer[1:], device._hal]
+    cycle = [device, buffer, buffer.memory, buffer[1:], device._backend, device.stream()]
     cycle.append(cycle)
     del device, buffer, cycle
     assert eventually(lambda: not gpu.handles and not gpu.memory.allocations())
 
 
-def test_a_buffer_of_another_device(environment):
-    (device, _), (other, _) = emulated(processor="gfx1100"), emulated(processor="gfx1100")
+@pytest.mark.parametrize("how", ["launch", "iree"])
+def test_a_buffer_of_another_device(environment, how):
+    (device, _), (other, _) = emulated(processor="gfx1100", how=how), emulated(processor="gfx1100", how=how)
     w, x = weight(device), other.put(X)
     kernel = device.library.kernel(KernelSpec.parse("mul_mat_vec.q4_0.2"))
     with pytest.raises(DeviceError, match="another device"):
@@ -103,8 +123,8 @@ def test_a_device_that_the_driver_has_lost(environment):
     code = """
 import gc
 from crash import Planted, X, emulated, weight
-device, gpu = emulated(fails=0)
-device._hal._outlives_failure = False
+device, gpu = emulated(fails=0, how="iree")
+device._backend.hal._outlives_failure = False
 w = weight(device)
 try:
     w.matmul(X)
@@ -132,7 +152,7 @@ from crash import emulated, weight
 
 X = np.ones((2, 64), np.float32)
 spec = sys.argv[1]
-device = emulated()[0] if spec == "emulated" else iq.Device("cpu", threads=int(spec))
+device = iq.Device("cpu", threads=int(spec)) if spec.isdecimal() else emulated(how=spec)[0]
 w = weight(device)
 y = w.matmul(X)
 default = iq.QTensor.quantize(X, "q4_0")
@@ -146,7 +166,7 @@ def child():
         except iq.errors.DeviceError as error:
             refused += "forked" in str(error)
     assert refused == len(calls), refused
-    if spec != "emulated":
+    if spec.isdecimal():
         assert not y.numpy().any()  # the host's own memory
     own = iq.QTensor.quantize(X, "q4_0")
     assert own.device is not default.device and np.allclose(own.matmul(X).numpy(), 64, rtol=1e-2)
@@ -154,7 +174,7 @@ def child():
 """
 
 
-@pytest.mark.parametrize("device", ["1", "2", "emulated"])
+@pytest.mark.parametrize("device", ["1", "2", "launch", "iree"])
 @pytest.mark.parametrize(
     "how",
     [
@@ -209,7 +229,9 @@ stop.set()
 # ---- Exits
 
 
-@pytest.mark.parametrize("device", ["iq.Device('cpu')", "iq.Device('cpu', threads=1)", "emulated()[0]"])
+@pytest.mark.parametrize(
+    "device", ["iq.Device('cpu')", "iq.Device('cpu', threads=1)", "emulated(how='launch')[0]", "emulated(how='iree')[0]"]
+)
 @pytest.mark.parametrize("call", ["w.matmul(X).numpy()", "device.zeros(1000, 'f32').numpy()", "emulated()", "iq.Device('cpu', threads=2)"])
 def test_an_exit_while_daemon_threads_call(environment, device, call):
     code = f"""
@@ -257,7 +279,7 @@ from crash import X, emulated, weight
 def fail():
     device, gpu = emulated(fails=0)
     w = weight(device)
-    w.matmul(X)
+    w.matmul(X).numpy()
 try:
     fail()
 except Exception as error:

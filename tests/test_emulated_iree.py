@@ -77,8 +77,8 @@ def functions(environment, request, tmp_path_factory):
     unit = "mfma" if request.param.startswith("gfx9") else "wmma"
     assert all(unit in mixes[name] for name in ("matmul_f16", "matmul_i8"))
     assert mixes["softmax"]["barrier"] >= 2
-    device = iq.Device(f"emulated:{request.param}")
-    context = iree.runtime.SystemContext(config=iree.runtime.Config(device=device._hal._device))
+    device = iq.Device(f"emulated:{request.param}", runtime="iree")
+    context = iree.runtime.SystemContext(config=iree.runtime.Config(device=device._backend.hal._device))
     context.add_vm_module(iree.runtime.VmModule.mmap(context.instance, str(path)))
     return lambda name, *arrays: context.modules.module[name](*arrays).to_host()
 
@@ -120,7 +120,7 @@ def bundle_of(target: str, key: str, change, directory: Path) -> Bundle:
     with Compilations(compiler) as compilations:
         vmfb.write_bytes(compilations.compile(change(mlir_of(Module(TARGETS[target], spec.format, (spec,)))), key))
     made_by = bundles.Compiler(compiler.version, compiler.revision, FLAGS)
-    bundles.write(directory / target, DeviceId(target), [bundles.Module(spec.format, vmfb, (key,))], made_by, "")
+    bundles.write(directory / target, DeviceId(target), [bundles.Compiled(spec.format, vmfb, (key,))], made_by, "")
     return Bundle.open(directory / target)
 
 

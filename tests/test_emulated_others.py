@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tiers import GENERATIONS, REPRESENTATIVES, something_of_everything
 
-from iq import kernels, runtime
+from iq import bundle, kernels, runtime
 from iq.cache import Cache
 from iq.compile.build import Module, compile_module
 from iq.compile.compiler import Compilations, Compiler
@@ -55,11 +55,11 @@ class OneKernel:
             vmfb = compile_module(Module(target, format, (self._spec,)), compilations, Cache()).read_bytes()
         objdump = Objdump.find()
         assert isinstance(objdump, Objdump) and waits.check_vmfb(vmfb, objdump) == []
-        return vmfb
+        return bundle.Module.of(format, vmfb, (self._spec,), target)
 
 
 def failures(target, spec, options):
-    def open_gpu(target, bundle):
+    def open_gpu(target, path):
         gpu = EmulatedGpu(f"emulated:{target.id}", options)
         return Opened(runtime.Device(gpu.runtime, provider=OneKernel(target, spec)), EMULATED, APPROXIMATIONS, gpu.launches)
 

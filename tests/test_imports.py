@@ -17,9 +17,10 @@ ROOMS = (
     ("compile", "inspect", "runtime"),
     ("emulator",),
     ("device",),
+    ("torch_tensors",),
     ("qtensor",),
-    ("gguf", "verify"),
-    ("cli",),
+    ("gguf", "verify", "bench"),
+    ("cli", "torch"),
     ("__init__", "__main__"),
 )
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

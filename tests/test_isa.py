@@ -17,7 +17,7 @@ from iq.targets import TARGETS, Target
 
 def compiled(target: Target, fmt: type[Format]) -> list[tuple[Declared, Dispatch]]:
     """The dispatches of a format's module, as declared and as compiled."""
-    [report] = inspect(CompileOnDemand().module(target, fmt.name))
+    [report] = inspect(CompileOnDemand().vmfb(target, fmt.name))
     assert target.family == "cuda" or report.processor == target.id
     declared = {d.name: d for spec in kernels(target) if spec.format == fmt.name for d in plan(spec, target)}
     assert set(declared) == {d.name for d in report.dispatches}

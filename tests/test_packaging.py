@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Distributions that are not named as what they are imported as.
-MODULES = {"iree-base-compiler": "iree.compiler", "pyelftools": "elftools"}
+MODULES = {"iree-base-compiler": "iree.compiler", "pyelftools": "elftools", "rocm-bootstrap": "rocm_bootstrap"}
 
 WITHOUT_EXTRAS = f"""
 import sys

@@ -204,7 +204,7 @@ def test_matmul_checks_x(dev, rng):
         (rows(rng, K, 4).T, LayoutError),
         (rows(rng, 4, 2 * K)[:, ::2], LayoutError),
         (iq.Device("cpu", threads=1).zeros((4, K), "f32"), DeviceError),
-        (dev.zeros((4, K), "bf16"), DtypeError),
+        (dev.zeros((4, K), "f64"), DtypeError),
         (dev.zeros(4 * K + 1, "f32")[1:].reshape((4, K)), LayoutError),
     ]
     for x, error in refused:

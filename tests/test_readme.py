@@ -16,7 +16,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 # What cannot be had here, as the README has it, and what stands in for it.
 STAND_INS = {
-    'iq.Device("hip", bundle="artifacts/")': 'iq.Device("cpu", bundle="artifacts/")',
+    'iq.Device("hip", bundle="artifacts/")': 'iq.Device("emulated:gfx1100", bundle="artifacts/")',
 }
 
 
@@ -36,7 +36,7 @@ def with_stand_ins(text: str) -> str:
 def test_python_runs(environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     weights = rng.standard_normal((64, 256), dtype=np.float32)
     iq.gguf.write(tmp_path / "model.gguf", {"blk.0.ffn_up.weight": (iq.quantize(weights, "q4_k"), "q4_k", weights.shape)})
-    iq.compile.bundle("x86-64-v3", "q4_k", out=tmp_path / "artifacts")
+    iq.compile.bundle("gfx1100", "q4_k", out=tmp_path / "artifacts")
     monkeypatch.chdir(tmp_path)
     python = with_stand_ins("\n".join(blocks()))
     names: dict[str, object] = {}

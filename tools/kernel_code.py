@@ -17,9 +17,9 @@ from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 
+from iq.bundle import Executable as GpuExecutable
 from iq.bundle import Vmfb, codeobject
 from iq.bundle.codeobject import CodeObject
-from iq.bundle.vmfb import shared_memory
 from iq.errors import BytecodeError
 from iq.inspect import Objdump
 from iq.inspect.classes import Mix, ptx_mixes
@@ -148,7 +148,7 @@ class _Cuda(Executable):
         super().__init__(objdump)
         start = data.find(b".version ")
         self._ptx = data[start : data.index(b"\0", start)].decode()
-        self._lds = shared_memory(data)
+        self._lds = {name: export.shared for name, export in GpuExecutable.parse(data).exports.items()}
         found = re.search(r"\.target (\w+)", self._ptx)
         self._processor = found[1] if found else "sm_unknown"
 

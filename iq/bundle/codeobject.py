@@ -17,6 +17,7 @@ from iq.targets import DeviceId
 
 # An AMDGPU ELF: 64-bit, little endian, OS ABI AMDGPU_HSA.
 _MAGIC = b"\x7fELF\x02\x01\x01\x40"
+_ELF_HEADER = 64
 _METADATA_NOTE = ("32", "NT_AMDGPU_METADATA")  # by number, until pyelftools has a name for it
 
 # EF_AMDGPU_MACH of e_flags, both ways.
@@ -89,6 +90,7 @@ class CodeObject:
         """Read a code object. Raises BytecodeError when it is malformed, or for a processor that is not in the table."""
         # Here, because only iq[compile] installs it, and `device_id` does without.
         from elftools.common.exceptions import ELFError
+        from elftools.construct import ConstructError
         from elftools.elf.elffile import ELFFile
         from elftools.elf.sections import SymbolTableSection
         from elftools.elf.segments import NoteSegment
@@ -102,7 +104,7 @@ class CodeObject:
             [text] = [n["n_descdata"] for n in notes if n["n_name"] == "AMDGPU" and str(n["n_type"]) in _METADATA_NOTE]
             metadata = msgspec.msgpack.decode(text, type=_Metadata)
             kernels = tuple(k.kernel(symbols[k.name]["st_value"], symbols[k.name]["st_size"]) for k in metadata.kernels)
-        except (ELFError, KeyError, ValueError, msgspec.MsgspecError) as error:
+        except (ELFError, ConstructError, KeyError, ValueError, OverflowError, msgspec.MsgspecError) as error:
             raise BytecodeError(f"malformed code object: {error}") from error
         return cls(processor, sramecc, xnack, kernels, elf)
 
@@ -130,13 +132,18 @@ def _target(elf: bytes) -> tuple[str, str, str]:
 
 
 def find(executable: bytes) -> list[bytes]:
-    """The AMDGPU ELFs in a ROCm executable of a vmfb, whose FlatBuffer holds them as they are."""
+    """The AMDGPU ELFs in a ROCm executable of a vmfb, whose FlatBuffer holds them as they are. Raises BytecodeError for a truncated one."""
     found, at = [], executable.find(_MAGIC)
     while at >= 0:
+        header = executable[at : at + _ELF_HEADER]
+        if len(header) < _ELF_HEADER:
+            raise BytecodeError("malformed code object: its header is cut off")
         # The section headers are the last thing in the file.
-        (sections,) = struct.unpack_from("<Q", executable, at + 40)
-        size, count = struct.unpack_from("<HH", executable, at + 58)
+        (sections,) = struct.unpack_from("<Q", header, 40)
+        size, count = struct.unpack_from("<HH", header, 58)
         end = at + sections + size * count
+        if not at + _ELF_HEADER <= end <= len(executable):
+            raise BytecodeError("malformed code object: its section headers lie outside of it")
         found.append(executable[at:end])
         at = executable.find(_MAGIC, end)
     return found

@@ -1,22 +1,19 @@
-"""The files of a bundle, in a directory or in one STORED zip that is mapped."""
+"""The files of a bundle, in a directory or in one STORED zip."""
 
 from __future__ import annotations
 
-import mmap
+import io
+import os
 import stat
 import struct
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from iq.errors import ManifestError, UnknownFileError
-
-# IREE uses constants and executables where they are mapped, and wants them on this boundary.
-ALIGNMENT = 64
-
-# Header id of the zip extra field that only pads (as Android's zipalign does).
-PADDING_FIELD = 0xD935
 
 
 class Files(Protocol):
@@ -25,59 +22,67 @@ class Files(Protocol):
     @property
     def names(self) -> frozenset[str]: ...
 
-    def data(self, name: str) -> bytes | memoryview: ...
-
-    def source(self, name: str) -> Path | memoryview: ...
+    def data(self, name: str) -> bytes:
+        """The bytes of a file, read anew. Raises OSError where it cannot be read, ValueError where its zip is damaged."""
 
 
 class Directory:
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._path = path
         self.names = frozenset(p.name for p in path.iterdir())
 
     def data(self, name: str) -> bytes:
-        path = self.path / name
+        path = self._path / name
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError("not a regular file")
         return path.read_bytes()
 
-    def source(self, name: str) -> Path:
-        return self.path / name
-
 
 class Zip:
-    """A mapped zip. Views of it keep the mapping alive."""
-
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
-            with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
-                mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            self._views = {m.filename: self._view(mapped, m) for m in members}
-        except (zipfile.BadZipFile, ValueError, struct.error) as error:
+            with path.open("rb") as file, stored_zip(file) as archive:
+                names = archive.namelist()
+        except ValueError as error:
             raise ManifestError(f"{path}: not the zip of a bundle: {error}") from error
-        if twice := [name for name, n in Counter(m.filename for m in members).items() if n > 1]:
+        if twice := [name for name, n in Counter(names).items() if n > 1]:
             raise UnknownFileError(f"{path}: holds {', '.join(twice)} twice")
-        self.names = frozenset(self._views)
+        self.names = frozenset(names)
 
-    @staticmethod
-    def _view(mapped: memoryview, member: zipfile.ZipInfo) -> memoryview:
-        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-            raise ValueError(f"{member.filename} is compressed or encrypted; make the zip with iq.bundle.pack")
-        # A local header is 30 bytes, its last two fields the lengths of the name and the extra field that follow it.
-        signature, name_length, extra_length = struct.unpack_from("<4s22xHH", mapped, member.header_offset)
-        start = member.header_offset + 30 + name_length + extra_length
-        if signature != b"PK\x03\x04" or start + member.file_size > len(mapped):
-            raise ValueError(f"{member.filename} lies outside the file")
-        if start % ALIGNMENT:
-            raise ValueError(f"{member.filename} is not on a {ALIGNMENT}-byte boundary; make the zip with iq.bundle.pack")
-        return mapped[start : start + member.file_size]
+    def data(self, name: str) -> bytes:
+        with self._path.open("rb") as file, stored_zip(file) as archive:
+            return archive.read(name)
 
-    def data(self, name: str) -> memoryview:
-        return self._views[name]
 
-    def source(self, name: str) -> memoryview:
-        return self._views[name]
+@contextmanager
+def stored_zip(file: BinaryIO) -> Iterator[zipfile.ZipFile]:
+    """A zip whose files are not compressed, open to be read. Raises ValueError for any other, there and in the context.
+
+    What is compressed could inflate to any size, and so could files that overlap.
+    """
+    length = file.seek(0, os.SEEK_END)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            for m in members:
+                if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size or m.flag_bits & 1:
+                    raise ValueError(f"{m.filename} is compressed or encrypted; `iq.bundle.pack` makes a bundle's zip")
+            if (claimed := sum(m.file_size for m in members)) > length:
+                raise ValueError(f"its files have {claimed} bytes, more than its own {length}")
+            yield archive
+    # What zipfile raises for malformed, truncated, changed and unsupported files.
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, KeyError, OverflowError, struct.error) as error:
+        raise ValueError(error) from error
+
+
+def unzipped(data: bytes | memoryview) -> dict[str, bytes]:
+    """The files of a STORED zip in memory. Raises ValueError for anything else, and for one that holds a file twice."""
+    with stored_zip(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise ValueError("it holds a file twice")
+        return {name: archive.read(name) for name in names}
 
 
 def files_at(path: Path) -> Files:

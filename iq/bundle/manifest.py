@@ -9,11 +9,12 @@ from pathlib import Path
 
 import msgspec
 
+from iq.bundle.launches import Launches
 from iq.errors import KernelKeyError, ManifestError, TargetError
 from iq.kernels import KernelSpec
 from iq.targets import DeviceId
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 
 # Names that cannot leave the bundle's directory, whatever joins them to it.
@@ -43,11 +44,12 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Kernel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A kernel of the bundle: its key, the function to call and the file that holds it."""
+    """A kernel of the bundle: its key, the function to call through IREE, the file that holds it, and how to launch it without IREE."""
 
     key: str
     entry: str
     file: str
+    launches: Launches
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,8 +78,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(sorted({KernelSpec.read(k.key).format for k in self.kernels}))
 
     def encode(self) -> bytes:
-        """The JSON text: the same bytes for the same manifest."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+        """The JSON text, a line for each kernel: the same bytes for the same manifest."""
+        *head, last = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(self, kernels=())), indent=1).splitlines()
+        kernels = b",\n".join(b"  " + msgspec.json.encode(kernel) for kernel in self.kernels)
+        assert head[-1] == b' "kernels": []'
+        return b"\n".join([*head[:-1], b' "kernels": [', kernels, b" ]", last, b""])
 
     @classmethod
     def parse(cls, data: bytes, where: Path) -> Manifest:
@@ -86,23 +91,24 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             # The schema number first: another schema may have other fields.
             schema = msgspec.json.decode(data, type=_Schema).schema
             if schema != SCHEMA:
-                raise ManifestError(f"{where}: manifest schema {schema}; this version of iq reads {SCHEMA}. Compile the bundle again")
+                older = "made by an older version of iq, before manifests told how kernels are launched" if schema == 1 else "not known"
+                raise ManifestError(f"{where}: manifest schema {schema}, {older}; this version reads {SCHEMA}. Compile the bundle again")
             manifest = msgspec.json.decode(data, type=cls)
             _ = manifest.device_id
-        except (msgspec.MsgspecError, UnicodeDecodeError, TargetError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TargetError) as error:
             raise ManifestError(f"{where}: {MANIFEST} cannot be read: {error}") from error
         if problem := next(manifest._problems(), None):
             raise ManifestError(f"{where}: {MANIFEST} {problem}")
         return manifest
 
     def _problems(self) -> Iterator[str]:
-        names = [f.name for f in self.files]
+        names = {f.name for f in self.files}
         for file in self.files:
             if not _FILE_NAME.fullmatch(file.name) or file.name == MANIFEST:
                 yield f"lists {file.name!r}, which is not a plain file name"
             if file.size < 0 or not _SHA256.fullmatch(file.sha256):
                 yield f"has a malformed size or sha256 of {file.name}"
-        for name, n in Counter(names + [k.key for k in self.kernels]).items():
+        for name, n in Counter([*(f.name for f in self.files), *(k.key for k in self.kernels)]).items():
             if n > 1:
                 yield f"lists {name} {n} times"
         for kernel in self.kernels:
@@ -112,6 +118,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 KernelSpec.read(kernel.key)
             except KernelKeyError as error:
                 yield f"lists a kernel that cannot be: {error}"
+            for problem in kernel.launches.problems():
+                yield f"says of {kernel.key} that it {problem}"
 
 
 class _Schema(msgspec.Struct):

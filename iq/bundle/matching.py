@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from iq.bundle.module import Module
 from iq.bundle.reading import Bundle, find, read_manifest
 from iq.errors import BundleError, NoArtifactError
 from iq.targets import Accepted, DeviceId, Rejected, Target, match
@@ -47,8 +48,8 @@ class Bundles:
         """
         return self._bundle(best_match(self._paths, device_id, cpu_flags, f"the artifacts in {self.path}")).target
 
-    def module(self, target: Target, format: str) -> Path | memoryview:
-        """The vmfb with a format's kernels for a target that `target()` returned. Raises NoKernelError where the bundle has none."""
+    def module(self, target: Target, format: str) -> Module:
+        """A format's kernels for a target that `target()` returned. Raises as `Bundle.module` does."""
         return self._bundle(target.id).module(format)
 
     def _bundle(self, target: str) -> Bundle:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from iq.bundle import codeobject
 from iq.bundle.files import Files, files_at
-from iq.bundle.manifest import MANIFEST, Manifest, file_of
+from iq.bundle.manifest import MANIFEST, File, Manifest, file_of
+from iq.bundle.module import Module
 from iq.bundle.vmfb import BytecodeVersion, Vmfb
 from iq.errors import AlteredFileError, BytecodeError, ManifestError, MissingFileError, NoKernelError, UnknownFileError
 from iq.targets import TARGETS, Target
@@ -26,7 +27,11 @@ def read_manifest(path: str | Path) -> Manifest:
 def _manifest(files: Files, path: Path) -> Manifest:
     if MANIFEST not in files.names:
         raise ManifestError(f"{path}: no {MANIFEST} in it: not a bundle")
-    return Manifest.parse(bytes(files.data(MANIFEST)), path)
+    try:
+        data = files.data(MANIFEST)
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path}: {MANIFEST} cannot be read: {error}") from error
+    return Manifest.parse(data, path)
 
 
 class Bundle:
@@ -61,14 +66,7 @@ class Bundle:
         if unknown := sorted(files.names - listed - {MANIFEST}):
             raise UnknownFileError(f"{path}: holds {', '.join(unknown)}, which {MANIFEST} does not list")
         for file in manifest.files:
-            try:
-                data = files.data(file.name)
-            except OSError as error:
-                raise MissingFileError(f"{path}: {file.name} cannot be read: {error}") from error
-            if len(data) != file.size:
-                raise AlteredFileError(f"{path}: {file.name} has {len(data)} bytes, {MANIFEST} says {file.size}")
-            if (found := hashlib.sha256(data).hexdigest()) != file.sha256:
-                raise AlteredFileError(f"{path}: {file.name} has sha256 {found}, {MANIFEST} says {file.sha256}")
+            _checked(files, file, path)
         return cls(path, manifest, files)
 
     @property
@@ -76,15 +74,22 @@ class Bundle:
         """The target it was compiled for; its id includes the features that the artifact pins."""
         return dataclasses.replace(TARGETS[self.manifest.device_id.processor], id=self.manifest.target)
 
-    def module(self, format: str) -> Path | memoryview:
-        """The vmfb with a format's kernels: its path, or in a zip a view of the mapped file. Raises NoKernelError if there is none."""
+    def module(self, format: str) -> Module:
+        """A format's kernels. Raises NoKernelError if there are none, and what `data` raises."""
         if format not in self.manifest.formats:
             raise NoKernelError(f"{self.path}: no kernels of {format}; it has those of {', '.join(self.manifest.formats) or 'no format'}")
-        return self._files.source(file_of(format))
+        name = file_of(format)
+        launches = {kernel.key: kernel.launches for kernel in self.manifest.kernels if kernel.file == name}
+        if not launches:
+            raise NoKernelError(f"{self.path}: the kernels of {format} are not in {name}: made by another version of iq")
+        return Module(f"{self.path}/{name}", self.data(name), launches)
 
-    def data(self, file: str) -> bytes | memoryview:
-        """The bytes of a listed file."""
-        return self._files.data(file)
+    def data(self, file: str) -> bytes:
+        """The bytes of a listed file, read anew and checked again: what was on the disk when the bundle was opened may have changed.
+
+        Raises KeyError for another file, MissingFileError or AlteredFileError.
+        """
+        return _checked(self._files, {f.name: f for f in self.manifest.files}[file], self.path)
 
     def verify(self) -> None:
         """Check what is inside the files as well: that they are what the manifest says of them. Raises BytecodeError or NoKernelError.
@@ -98,16 +103,44 @@ class Bundle:
                 raise BytecodeError(f"{where}: holds bytecode {vmfb.bytecode}, {MANIFEST} says {self.manifest.bytecode}")
             if lacking := sorted({k.entry for k in self.manifest.kernels if k.file == file.name} - set(vmfb.functions)):
                 raise NoKernelError(f"{where}: has no function {', '.join(lacking)}, which {MANIFEST} lists")
-            for name, executable in vmfb.executables.items():
+            for name in vmfb.executables:
                 if self.manifest.executable_format.replace("-", "_") not in name:
                     raise BytecodeError(f"{where}: holds {name}, {MANIFEST} says {self.manifest.executable_format}")
-                for elf in codeobject.find(executable):
-                    if (found := codeobject.device_id(elf)) != self.manifest.device_id:
-                        raise BytecodeError(f"{where}: holds code for {found}, {MANIFEST} says {self.manifest.target}")
+            if self.target.family != "cpu":
+                self._verify_code(vmfb, file.name, where)
+
+    def _verify_code(self, vmfb: Vmfb, file: str, where: str) -> None:
+        code = vmfb.executable
+        if code is None:
+            raise BytecodeError(f"{where}: holds no code for a GPU, {MANIFEST} says {self.manifest.target}")
+        for image in code.images if code.api == "hip" else ():
+            if (found := codeobject.device_id(image)) != self.manifest.device_id:
+                raise BytecodeError(f"{where}: holds code for {found}, {MANIFEST} says {self.manifest.target}")
+        for kernel in self.manifest.kernels:
+            try:
+                if kernel.file == file:
+                    kernel.launches.check(code)
+            except BytecodeError as error:
+                raise BytecodeError(f"{where}: {kernel.key} is not launched as {MANIFEST} says: {error}") from error
+
+
+def _checked(files: Files, file: File, path: Path) -> bytes:
+    """The bytes of a file, which are those that the manifest lists."""
+    try:
+        data = files.data(file.name)
+    except OSError as error:
+        raise MissingFileError(f"{path}: {file.name} cannot be read: {error}") from error
+    except ValueError as error:
+        raise AlteredFileError(f"{path}: {file.name} cannot be read: {error}") from error
+    if len(data) != file.size:
+        raise AlteredFileError(f"{path}: {file.name} has {len(data)} bytes, {MANIFEST} says {file.size}")
+    if (found := hashlib.sha256(data).hexdigest()) != file.sha256:
+        raise AlteredFileError(f"{path}: {file.name} has sha256 {found}, {MANIFEST} says {file.sha256}")
+    return data
 
 
 def _check_bytecode(version: str, path: Path) -> None:
-    parts = re.fullmatch(r"(\d+)\.(\d+)", version)
+    parts = re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})", version)
     if not parts or int(parts[1]) != BYTECODE.major or int(parts[2]) > BYTECODE.minor:
         raise BytecodeError(f"{path}: holds bytecode {version}; the runtime loads {BYTECODE.major}.0 to {BYTECODE}. Compile it again")
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import struct
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from iq.atomic import replacing
-from iq.bundle.files import ALIGNMENT, PADDING_FIELD
+from iq.bundle.launches import launches_of
 from iq.bundle.manifest import MANIFEST, SCHEMA, Compiler, File, Kernel, Manifest, file_of
 from iq.bundle.reading import Bundle
 from iq.bundle.vmfb import Vmfb
 from iq.errors import BundleError
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId
 
 
 @dataclass(frozen=True)
-class Module:
+class Compiled:
     """A format's vmfb, to be written into a bundle: the file, and the keys of the kernels it holds."""
 
     format: str
@@ -28,7 +28,7 @@ class Module:
     keys: tuple[str, ...]
 
 
-def write(path: str | Path, target: DeviceId, modules: Iterable[Module], compiler: Compiler, templates: str) -> Manifest:
+def write(path: str | Path, target: DeviceId, modules: Iterable[Compiled], compiler: Compiler, templates: str) -> Manifest:
     """Write a bundle at `path`: a zip if that ends in ".zip", else a directory. The same input gives the same bytes.
 
     Built beside `path` and renamed into place, over the bundle that is there; a failure or an interrupt leaves that one as it was.
@@ -55,7 +55,7 @@ def write(path: str | Path, target: DeviceId, modules: Iterable[Module], compile
     return manifest
 
 
-def _fill(directory: Path, target: DeviceId, modules: list[Module], compiler: Compiler, templates: str) -> Manifest:
+def _fill(directory: Path, target: DeviceId, modules: list[Compiled], compiler: Compiler, templates: str) -> Manifest:
     """Write the files of a bundle."""
     files, kernels, versions = [], [], set()
     for module in modules:
@@ -66,7 +66,8 @@ def _fill(directory: Path, target: DeviceId, modules: list[Module], compiler: Co
         name = file_of(module.format)
         (directory / name).write_bytes(data)
         files.append(File(name, len(data), hashlib.sha256(data).hexdigest()))
-        kernels += [Kernel(key, key, name) for key in module.keys]
+        code = vmfb.executable
+        kernels += [Kernel(key, key, name, launches_of(KernelSpec.parse(key), TARGETS[target.processor], code)) for key in module.keys]
         versions.add(str(vmfb.bytecode))
     if len(versions) != 1:
         raise BundleError(f"a bundle holds one version of bytecode, not {', '.join(sorted(versions)) or 'none: no modules'}")
@@ -85,18 +86,15 @@ def _fill(directory: Path, target: DeviceId, modules: list[Module], compiler: Co
 
 
 def pack(directory: str | Path, zip_path: str | Path) -> Path:
-    """Pack a bundle's directory as a STORED zip, each file on a 64-byte boundary so that it can be mapped. Returns `zip_path`.
+    """Pack a bundle's directory as a STORED zip. Returns `zip_path`.
 
     The same directory gives the same bytes. Raises what Bundle.open raises.
     """
     zip_path = Path(zip_path)
     bundle = Bundle.open(directory)
     with replacing(zip_path) as new, zipfile.ZipFile(new, "w", zipfile.ZIP_STORED) as archive:
-        for name in [MANIFEST, *(f.name for f in bundle.manifest.files)]:
+        for name, data in [(MANIFEST, bundle.manifest.encode()), *((f.name, bundle.data(f.name)) for f in bundle.manifest.files)]:
             member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             member.create_system, member.external_attr = 3, 0o644 << 16
-            # The header is 30 bytes, the name, and an extra field of 4 bytes and the padding itself.
-            padding = -(archive.start_dir + 30 + len(name) + 4) % ALIGNMENT
-            member.extra = struct.pack(f"<HH{padding}x", PADDING_FIELD, padding)
-            archive.writestr(member, bundle.data(name))
+            archive.writestr(member, data)
     return zip_path

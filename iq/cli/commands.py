@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from iq import __version__
 from iq.bundle import Bundle, find, read_manifest
+from iq.cli.bench import bench_command
+from iq.cli.devices import devices_command
+from iq.cli.doctor import doctor_command
+from iq.cli.show import json_option, print_json, print_list, print_table, progress
 from iq.errors import BundleError, FormatError, IqError, KernelKeyError, NoArtifactError, ShapeError, TargetError
 from iq.extras import extra_of, install
 from iq.kernels import KernelSpec, Problem
@@ -52,7 +51,6 @@ def _one_target(context: click.Context, parameter: click.Parameter, name: str) -
     return targets[0]
 
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _target = click.option("--target", required=True, callback=_one_target, help="A target's id, as `iq targets` lists them.")
 
 
@@ -62,6 +60,10 @@ def main() -> None:
     """GGML-quantized tensor ops: compile kernels, look at them, quantize models."""
 
 
+for _command in (bench_command, devices_command, doctor_command):
+    main.add_command(_command)
+
+
 @main.command("compile")
 @click.option("--target", "targets", required=True, help="Comma-separated ids or groups: gfx942,gfx1100,cpu (`iq targets` lists them).")
 @click.option("--format", "formats", help="Comma-separated formats; all by default.")
@@ -69,14 +71,14 @@ def main() -> None:
 @click.option("--out", default="artifacts", show_default=True, type=click.Path(path_type=Path), help="Where the bundles go.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Compilers at a time; one for each core by default.")
 @click.option("--zip", "packed", is_flag=True, help="Write each bundle as one zip rather than a directory.")
-@_json
+@json_option
 def compile_command(
     targets: str, formats: str | None, op_names: str | None, out: Path, jobs: int | None, packed: bool, as_json: bool
 ) -> None:
     """Compile kernels ahead of time into a bundle for each target."""
     from iq.compile.build import bundle
 
-    with _progress() as step:
+    with progress() as step:
         paths = bundle(targets, formats, op_names, out, jobs, step, packed)
     _show_bundles(paths, as_json)
 
@@ -84,24 +86,24 @@ def compile_command(
 @main.command("ls")
 @click.argument("path", required=False, type=click.Path(path_type=Path))
 @click.option("--kernels", is_flag=True, help="Every kernel, one key a line.")
-@_json
+@json_option
 def ls_command(path: Path | None, kernels: bool, as_json: bool) -> None:
     """What the bundles at PATH hold; without PATH, the kernels that iq can compile."""
     if path:
         paths = find(path)
         if kernels:
-            _print_list(sorted({k.key for p in paths for k in read_manifest(p).kernels}), as_json)
+            print_list(sorted({k.key for p in paths for k in read_manifest(p).kernels}), as_json)
         else:
             _show_bundles(paths, as_json)
     elif kernels:
-        _print_list([k.key for k in all_kernels()], as_json)
+        print_list([k.key for k in all_kernels()], as_json)
     else:
         variants: dict[tuple[str, str], list[str]] = {}
         for spec in all_kernels():
             if not spec.schedule:
                 variants.setdefault((spec.op, spec.format), []).append(spec.variant)
         rows = [{"op": op, "format": fmt, "variants": named} for (op, fmt), named in variants.items()]
-        _print_table(rows, as_json)
+        print_table(rows, as_json)
 
 
 @main.command("verify")
@@ -110,7 +112,7 @@ def ls_command(path: Path | None, kernels: bool, as_json: bool) -> None:
 @click.option("--emulate", is_flag=True, help="Also run every ROCm kernel on an emulated GPU, and compare with numpy.")
 @click.option("--target", "targets", help="What to run: comma-separated targets; by default all bundles at PATH that can be run.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a report of the run as HTML.")
-@_json
+@json_option
 def verify_command(path: Path, run: bool, emulate: bool, targets: str | None, report: Path | None, as_json: bool) -> None:
     """Check the bundles at PATH: manifest, digests, bytecode, the target of the code inside; and of AMD GPUs' machine code, where this
     machine has a disassembler for it, that what is loaded is waited for before it is used. Every kernel of a bundle that this CPU can run
@@ -139,7 +141,7 @@ def verify_command(path: Path, run: bool, emulate: bool, targets: str | None, re
         rows.append(row)
     sound = not any(row["reason"] for row in rows)
     if not (run or emulate) or not sound:  # nothing of a bundle runs that is not what it says
-        _print_table(rows, as_json)
+        print_table(rows, as_json)
     if not sound or ((run or emulate) and not _run_kernels(path, emulate, targets, report, as_json)):
         sys.exit(1)
 
@@ -168,7 +170,7 @@ def _run_on_this_cpu(bundle: Bundle) -> dict[str, str]:
     except NoArtifactError as error:
         click.echo(f"{bundle.path}: its kernels are not run: {error}", err=True)
         return {"ran": "not on this CPU"}
-    with _progress() as step:
+    with progress() as step:
         total = len(bundle.manifest.kernels)
         result = verify_bundle(bundle, open_real, step=lambda done, name: step(done, total, (name,) if name else ()))
     failed = [kernel for kernel in result.kernels if not kernel.passed]
@@ -182,19 +184,19 @@ def _run_kernels(path: Path, emulate: bool, targets: str | None, report: Path | 
     from iq.verify.devices import open_emulated, open_real
     from iq.verify.run import verify
 
-    with _progress() as step:
+    with progress() as step:
         results = verify(path, open_emulated if emulate else open_real, targets, step)
     if report:
         report.write_text(reports.html(results), encoding="utf-8")
     if as_json:
-        _print_json(results)
+        print_json(results)
         return all(result.passed for result in results)
     for result in results:
         if result.not_run:
             click.echo(f"{result.bundle}: not run: {result.not_run.splitlines()[0]}\n")  # --json has all of it
             continue
         click.echo(f"{result.bundle}: {result.how}")
-        _print_table(reports.rows(result))
+        print_table(reports.rows(result))
         failed = sum(not kernel.passed for kernel in result.kernels)
         click.echo(f"{len(result.kernels)} kernels, {failed} failed, {result.seconds:.0f} s\n")
     for note in dict.fromkeys(note for result in results for note in result.approximations):
@@ -205,24 +207,52 @@ def _run_kernels(path: Path, emulate: bool, targets: str | None, report: Path | 
 @main.command("inspect")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--kernel", "pattern", default="*", help="Only functions and dispatches of this name; * and ? as in a shell.")
-@_json
+@json_option
 def inspect_command(path: Path, pattern: str, as_json: bool) -> None:
     """What the compiler made of the kernels in a vmfb, or in the bundles at PATH: registers, memory, instructions."""
     from iq.inspect import inspect
 
     reports = inspect(path, pattern)
     if as_json:
-        _print_json(reports)
+        print_json(reports)
     for report in () if as_json else reports:
         click.echo(f"{report.file}: {report.processor}")
         for note in report.notes:
             click.echo(f"  note: {note}")
         click.echo(f"  functions: {', '.join(report.functions)}")
         mixes = [", ".join(f"{n} {name}" for name, n in (d.mix or {}).items()) for d in report.dispatches]
-        _print_table([{"dispatch": d.name, **d.facts, "instructions": mix} for d, mix in zip(report.dispatches, mixes, strict=True)])
+        print_table([{"dispatch": d.name, **d.facts, "instructions": mix} for d, mix in zip(report.dispatches, mixes, strict=True)])
         click.echo()
     if not reports:
         raise click.ClickException(f"nothing in {path} is called {pattern!r}")
+
+
+@main.command("extract")
+@click.argument("path", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where to; a folder in it for each of several bundles."
+)
+@click.option("--format", "formats", help="Comma-separated formats; all by default.")
+@click.option("--kernel", "pattern", default="*", help="Only kernels with such a key; * and ? as in a shell.")
+@json_option
+def extract_command(path: Path, out: Path, formats: str | None, pattern: str, as_json: bool) -> None:
+    """Write the code objects of the bundles at BUNDLE, and how their kernels are launched, for hosts without Python: files that
+    hipModuleLoadData and cuModuleLoadData take, launch.json, and the C header iq_kernels.h.
+    """
+    from iq.bundle.extract import extract
+
+    extracted = extract(path, out, formats, pattern)
+    rows = [
+        {
+            "folder": str(folder),
+            "target": table.target,
+            "kernels": len(table.kernels),
+            "files": [file.name for file in table.files],
+            "bytes": sum(file.size for file in table.files),
+        }
+        for folder, table in extracted
+    ]
+    print_table(rows, as_json)
 
 
 @main.command("render")
@@ -237,12 +267,12 @@ def render_command(key: str, target: Target) -> None:
 
 
 @main.command("targets")
-@_json
+@json_option
 def targets_command(as_json: bool) -> None:
     """The targets that iq compiles for."""
     shown = ("id", "family", "wave", "dot", "matrix", "matrix_cores", "lds", "cpu_requires")
     rows = [{name: getattr(t, name) for name in shown} for t in TARGETS.values()]
-    _print_table([row | {"cpu_requires": sorted(row["cpu_requires"])} for row in rows], as_json)
+    print_table([row | {"cpu_requires": sorted(row["cpu_requires"])} for row in rows], as_json)
 
 
 @main.command("explain")
@@ -252,17 +282,17 @@ def targets_command(as_json: bool) -> None:
 @click.option("--n", required=True, type=int, help="Rows of the weight.")
 @click.option("--k", required=True, type=int, help="Length of a row.")
 @click.option("--via", help="What the activations become: q8_1 or float; by default what format, target and shape suggest.")
-@_json
+@json_option
 def explain_command(format_name: str, target: Target, m: int, n: int, k: int, via: str | None, as_json: bool) -> None:
     """Which kernel multiplies a matrix, why, what else there is, and how it is laid over the target."""
     from iq.compile.explain import explain
 
     explanation = explain(format_name, target, Problem(m, n, k), via)
     if as_json:
-        _print_json(explanation)
+        print_json(explanation)
         return
     click.echo(f"{explanation.key} on {explanation.target}\nwhy: {explanation.why}\nothers: {', '.join(explanation.others) or 'none'}")
-    _print_table(
+    print_table(
         [{"dispatch": d["name"], **{k: v for k, v in d.items() if k != "name"}} for d in map(dataclasses.asdict, explanation.dispatches)]
     )
 
@@ -271,40 +301,27 @@ def explain_command(format_name: str, target: Target, m: int, n: int, k: int, vi
 @click.argument("source", metavar="IN.gguf", type=click.Path(path_type=Path))
 @click.argument("destination", metavar="OUT.gguf", type=click.Path(path_type=Path))
 @click.option("--type", "format_name", required=True, help="What to quantize to: q4_k, for example.")
-@_json
+@json_option
 def quantize_command(source: Path, destination: Path, format_name: str, as_json: bool) -> None:
     """Quantize the matrices of a GGUF file; tensors that are no f32, f16 or bf16 matrices of whole blocks are copied."""
     from iq.gguf.convert import quantize_file
 
-    with _progress() as step:
+    with progress() as step:
         converted = quantize_file(source, destination, format_name, step)
     if as_json:
-        _print_json(converted)
+        print_json(converted)
         return
     quantized = sum(c.was != c.format for c in converted)
     before, after = sum(c.bytes_before for c in converted), sum(c.bytes_after for c in converted)
     click.echo(f"{destination}: {quantized} of {len(converted)} tensors quantized, {before} bytes of tensors now {after}")
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int, Sequence[str]], None]]:
-    """A progress bar on stderr, or a line for each step where that is no terminal; yields what to tell of a step."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda done, total, running: click.echo(f"{done}/{total} {', '.join(running)}".rstrip(), err=True)
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, running: bar.update(task, completed=done, total=total, description=escape(", ".join(running)))
-
-
 def _show_bundles(paths: Iterable[Path], as_json: bool) -> None:
     manifests = {str(path): read_manifest(path) for path in paths}
     if as_json:
-        _print_json([{"path": path} | msgspec.to_builtins(m) for path, m in manifests.items()])
+        print_json([{"path": path} | msgspec.to_builtins(m) for path, m in manifests.items()])
         return
-    _print_table(
+    print_table(
         [
             {
                 "bundle": path,
@@ -317,37 +334,3 @@ def _show_bundles(paths: Iterable[Path], as_json: bool) -> None:
             for path, m in manifests.items()
         ]
     )
-
-
-def _print_json(value: Any) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
-
-
-def _print_list(names: list[str], as_json: bool) -> None:
-    if as_json:
-        _print_json(names)
-    else:
-        click.echo("\n".join(names))
-
-
-def _print_table(rows: Sequence[Mapping[str, Any]], as_json: bool = False) -> None:
-    """Print rows of the same columns."""
-    if as_json:
-        _print_json(rows)
-        return
-    # Where no one watches, lines are not folded to the width of a terminal.
-    console = Console(width=None if sys.stdout.isatty() else 400, highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for name in rows[0] if rows else ():
-        table.add_column(name.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row.values()))
-    console.print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(f"{name}={n}" for name, n in value.items())
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value)

@@ -80,7 +80,7 @@ def bundle(
     made_by = bundles.Compiler(compiler.version, compiler.revision, FLAGS)
     paths = []
     for target in chosen:
-        held = [bundles.Module(m.format, vmfbs[m], tuple(s.key for s in m.specs)) for m in modules if m.target == target]
+        held = [bundles.Compiled(m.format, vmfbs[m], tuple(s.key for s in m.specs)) for m in modules if m.target == target]
         paths.append(Path(out) / (f"{target.id}.zip" if packed else target.id))
         bundles.write(paths[-1], DeviceId(target.id), held, made_by, templates_digest())
     return paths

@@ -6,8 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from iq import kernels
-from iq.bundle import best_match
+from iq import bundle, kernels
 from iq.cache import Cache
 from iq.compile.build import compile_module, modules_of
 from iq.compile.compiler import Compilations, Compiler
@@ -25,10 +24,15 @@ class CompileOnDemand:
 
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str] = frozenset()) -> Target:
         """The target that fits a device best. Raises NoArtifactError, with why each was rejected, when none does."""
-        return TARGETS[best_match(TARGETS, device_id, cpu_flags, "the targets that iq compiles for")]
+        return TARGETS[bundle.best_match(TARGETS, device_id, cpu_flags, "the targets that iq compiles for")]
 
-    def module(self, target: Target, format: str) -> Path:
-        """The vmfb with all kernels of a format for a target; compiled now if the cache lacks it.
+    def module(self, target: Target, format: str) -> bundle.Module:
+        """All kernels of a format for a target; compiled now if the cache lacks them. Raises as `vmfb` does."""
+        specs = [spec for spec in kernels.select(format) if spec.exists(target)]
+        return bundle.Module.of(f"{target.id}/{format}", self.vmfb(target, format).read_bytes(), specs, target)
+
+    def vmfb(self, target: Target, format: str) -> Path:
+        """The file with all kernels of a format for a target; compiled now if the cache lacks it.
 
         Raises NoCompilerError without a compiler or when IQ_DISABLE_COMPILE is set, FormatError, CompileError.
         """

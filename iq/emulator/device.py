@@ -19,7 +19,7 @@ from iq.emulator.memory import Memory
 from iq.emulator.program import LoadedCode
 from iq.emulator.statistics import Statistics
 from iq.errors import DeviceError
-from iq.runtime.drivers import HipRuntime
+from iq.runtime.hip import HipRuntime
 from iq.targets import DeviceId
 
 PREFIX = "emulated:"
@@ -105,7 +105,7 @@ class EmulatedGpu:
             wave=64 if self.id.processor.startswith("gfx9") else 32,
         )
         self._attached = hip.Attached(self, described, self.memory)
-        self.runtime = HipRuntime(name, self._attached.library, self._attached.index, self.take_failure)
+        self.runtime = HipRuntime(name, self._attached.library, self._attached.index, self.take_failure, self.defer)
 
     def take_failure(self) -> BaseException | None:
         """Why a call of the HIP runtime failed, for the first that did since the last time; None where none did."""
@@ -117,6 +117,10 @@ class EmulatedGpu:
     def handles(self) -> int:
         """How many streams, events, modules, kernels, pools and graphs are open on it."""
         return self._attached.handles
+
+    def defer(self, seed: int = 1) -> None:
+        """Run what is enqueued from now on only when somebody waits, the streams in an order drawn from `seed`; with 0, at once."""
+        self._attached.defer(seed)
 
     # ---- For the fake HIP runtime (hip.Gpu)
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from iq.bundle import Bundle, Vmfb, codeobject, find
-from iq.bundle.vmfb import shared_memory
+from iq.bundle.executable import Executable
 from iq.errors import BytecodeError
 from iq.inspect.classes import Mix, ptx_mixes
 from iq.inspect.disassembly import Objdump
@@ -72,15 +72,14 @@ class _Reader:
             self.dispatches.append(Dispatch(kernel.name, facts, mixes.get(kernel.name)))
 
     def _cuda(self, executable: bytes) -> None:
-        start = executable.find(b".version ")
-        ptx = executable[start : executable.index(b"\0", start)].decode()
+        parsed = Executable.parse(executable)
+        ptx = b"".join(image.rstrip(b"\0") for image in parsed.images).decode()
         self.processors += re.findall(r"\.target (\w+)", ptx)
         workgroups = {
             name: tuple(map(int, sizes.split(","))) for name, sizes in re.findall(r"\.entry (\w+)\([^)]*\)\s*\.maxntid ([\d, ]+)", ptx)
         }
-        shared = shared_memory(executable)
         for name, mix in ptx_mixes(ptx).items():
-            facts: dict[str, int | tuple[int, ...]] = {"lds": shared[name]}
+            facts: dict[str, int | tuple[int, ...]] = {"lds": parsed.exports[name].shared}
             self.dispatches.append(Dispatch(name, {"workgroup": workgroups[name], **facts} if name in workgroups else facts, mix))
         self.notes["PTX: the driver chooses registers and instructions when it loads it"] = None
 

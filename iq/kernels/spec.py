@@ -61,8 +61,8 @@ class KernelSpec:
         """The kernel of an op with its variant as text. Raises KernelKeyError for a variant that is no number where one is meant."""
         match OPS[op].varies:
             case "columns":
-                if not variant.isdecimal():
-                    raise KernelKeyError(f"{op} has kernels for a number of columns, not for {variant!r}")
+                if not (variant.isascii() and variant.isdecimal() and len(variant) < 10):
+                    raise KernelKeyError(f"{op} has kernels for a number of columns, not for {variant[:20]!r}")
                 return cls(op, format, columns=int(variant), schedule=schedule)
             case "via":
                 return cls(op, format, via=variant, schedule=schedule)

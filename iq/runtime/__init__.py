@@ -1,4 +1,4 @@
-"""Devices, buffers, kernels and quantized tensors. Needs IREE's runtime, never its compiler."""
+"""Devices, buffers and kernels. GPUs need their driver alone, CPUs IREE's runtime; nothing here needs the compiler."""
 
 from iq.runtime.buffer import Buffer
 from iq.runtime.device import Device

@@ -1,4 +1,4 @@
-"""The element types that buffers hold: their names, and what numpy and IREE call them."""
+"""The element types that buffers hold: their names, and what numpy calls them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from iree.runtime import HalElementType
 
 from iq.errors import DtypeError
 
@@ -17,13 +16,11 @@ class Dtype:
     """One element type.
 
     name: as kernels spell it ("f32").
-    numpy: the numpy type its values cross as (bf16: ml_dtypes', which IREE brings along).
-    element: IREE's element type.
+    numpy: the numpy type its values cross as (bf16: ml_dtypes').
     """
 
     name: str
     numpy: np.dtype[Any]
-    element: HalElementType
 
     @property
     def itemsize(self) -> int:
@@ -33,15 +30,15 @@ class Dtype:
 DTYPES: dict[str, Dtype] = {
     d.name: d
     for d in (
-        Dtype("f16", np.dtype(np.float16), HalElementType.FLOAT_16),
-        Dtype("f32", np.dtype(np.float32), HalElementType.FLOAT_32),
-        Dtype("f64", np.dtype(np.float64), HalElementType.FLOAT_64),
-        Dtype("bf16", np.dtype(ml_dtypes.bfloat16), HalElementType.BFLOAT_16),
-        Dtype("u8", np.dtype(np.uint8), HalElementType.UINT_8),
-        Dtype("i8", np.dtype(np.int8), HalElementType.SINT_8),
-        Dtype("u32", np.dtype(np.uint32), HalElementType.UINT_32),
-        Dtype("i32", np.dtype(np.int32), HalElementType.SINT_32),
-        Dtype("i64", np.dtype(np.int64), HalElementType.SINT_64),
+        Dtype("f16", np.dtype(np.float16)),
+        Dtype("f32", np.dtype(np.float32)),
+        Dtype("f64", np.dtype(np.float64)),
+        Dtype("bf16", np.dtype(ml_dtypes.bfloat16)),
+        Dtype("u8", np.dtype(np.uint8)),
+        Dtype("i8", np.dtype(np.int8)),
+        Dtype("u32", np.dtype(np.uint32)),
+        Dtype("i32", np.dtype(np.int32)),
+        Dtype("i64", np.dtype(np.int64)),
     )
 }
 

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +29,7 @@ from iree.runtime import (
 )
 
 from iq.runtime.arrays import Bytes
-from iq.runtime.ownership import Handle, Owner, driver_call
+from iq.runtime.iree.ownership import Handle, Owner, driver_call
 
 # Bytes of staging memory: large enough to hide the cost of a copy, small enough to stay cheap to pin.
 STAGING_BYTES = 32 << 20
@@ -42,6 +41,20 @@ _USAGE = int(BufferUsage.DEFAULT)
 _MAPPED_USAGE = int(BufferUsage.DEFAULT) | int(BufferUsage.MAPPING)
 
 
+# IREE's element types by iq's names.
+_ELEMENTS = {
+    "f16": HalElementType.FLOAT_16,
+    "f32": HalElementType.FLOAT_32,
+    "f64": HalElementType.FLOAT_64,
+    "bf16": HalElementType.BFLOAT_16,
+    "u8": HalElementType.UINT_8,
+    "i8": HalElementType.SINT_8,
+    "u32": HalElementType.UINT_32,
+    "i32": HalElementType.SINT_32,
+    "i64": HalElementType.SINT_64,
+}
+
+
 class BufferArgument(NamedTuple):
     """What a function takes for a flat buffer: an allocation, the bytes of it, and how many elements of which type they are."""
 
@@ -49,7 +62,7 @@ class BufferArgument(NamedTuple):
     offset: int
     nbytes: int
     size: int
-    element: HalElementType
+    element: str
 
 
 @dataclass
@@ -103,12 +116,9 @@ class Hal(Owner):
     # ---- Modules
 
     @driver_call
-    def load(self, source: Path | memoryview) -> Handle:
-        """Load a vmfb. Files and aligned memory are used in place, other memory is copied."""
-        if isinstance(source, Path):
-            module = VmModule.mmap(self._instance, str(source))
-        else:
-            module = VmModule.from_buffer(self._instance, source, warn_if_copy=False)
+    def load(self, vmfb: bytes) -> Handle:
+        """Load a vmfb, of which IREE keeps a copy unless it is aligned."""
+        module = VmModule.from_buffer(self._instance, vmfb, warn_if_copy=False)
         return self._keep(_LoadedModule(VmContext(self._instance, [self._module, module]), module))
 
     @driver_call
@@ -130,7 +140,7 @@ class Hal(Owner):
                 given.push_int(argument)
             else:
                 part = self._part(argument.memory, argument.offset, argument.nbytes)
-                given.push_ref(HalBufferView(part, (argument.size,), argument.element))
+                given.push_ref(HalBufferView(part, (argument.size,), _ELEMENTS[argument.element]))
         with self._calling:
             loaded.context.invoke(loaded.functions[name], given, returned)
 

@@ -1,4 +1,4 @@
-"""Opening devices: from "cpu", "cuda:1" or "hip" to an IREE device and what it says it is."""
+"""Opening devices of IREE: CPUs, and GPUs through IREE's own drivers, which is the other way to run the same kernels."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 
 # Not in IREE's public API, whose drivers are one for each process and name: those could not have threads of their own.
 from iree.runtime._binding import create_hal_driver
 from iree.runtime.flags import parse_flags
 
 from iq.errors import DeviceError
-from iq.runtime import hip_library
-from iq.runtime.hal import Hal
-from iq.runtime.ownership import iree_errors
+from iq.runtime.driver import hip_library
+from iq.runtime.hip import HipRuntime
+from iq.runtime.host import cpu_flags
+from iq.runtime.iree.backend import IreeBackend
+from iq.runtime.iree.hal import Hal
+from iq.runtime.iree.ownership import iree_errors
 from iq.targets import DeviceId
 
 # IREE takes the number of threads and the place of libamdhip64 from settings of the whole process, when it makes a driver.
@@ -27,76 +28,28 @@ _PROCESS_SETTINGS = threading.Lock()
 os.register_at_fork(before=_PROCESS_SETTINGS.acquire, after_in_parent=_PROCESS_SETTINGS.release, after_in_child=_PROCESS_SETTINGS.release)
 
 
-@dataclass(frozen=True)
-class Opened:
-    """An open device.
-
-    name: in full ("cuda:0"). id: what artifacts are matched against. cpu_flags: of /proc/cpuinfo, empty for GPUs.
-    """
-
-    name: str
-    hal: Hal
-    id: DeviceId
-    cpu_flags: frozenset[str] = frozenset()
+def open_gpu(driver: str, index: int) -> IreeBackend:
+    """Open a GPU of this machine through IREE's driver "cuda" or "hip". Raises DeviceError."""
+    return _open_gpu(driver, index, f"{driver}:{index}", hip_library.search_path(os.environ))
 
 
-@dataclass(frozen=True)
-class HipRuntime:
-    """A HIP runtime other than this machine's own, and the device of it to open.
-
-    name: of the device. library: what IREE loads for libamdhip64. index: the device's number in it.
-    pending_error: why calls failed: the first error since it was last asked, None where there was none.
-    """
-
-    name: str
-    library: Path
-    index: int
-    pending_error: Callable[[], BaseException | None]
-
-
-def open_device(spec: str, threads: int | None) -> Opened:
-    """Open "cpu", "cuda", "cuda:N", "hip" or "hip:N".
-
-    threads: how many a CPU device has of its own; 1 runs kernels in the calling thread. None is one for each core.
-    Raises DeviceError when the device cannot be had; never opens another one instead.
-    """
-    parsed = re.fullmatch(r"(cpu)|(cuda|hip)(?::(\d+))?", spec)
-    if not parsed:
-        raise DeviceError(f"unknown device {spec!r}; expected cpu, cuda, cuda:N, hip or hip:N")
-    cpu, driver, index = parsed.groups()
-    if cpu:
-        return _open_cpu(threads)
-    if threads is not None:
-        raise DeviceError(f"threads={threads} is for the device cpu, not for {spec}")
-    return _open_gpu(driver, int(index or 0), f"{driver}:{int(index or 0)}", hip_library.search_path(os.environ))
-
-
-def open_hip(runtime: HipRuntime) -> Opened:
-    """Open a device of another HIP runtime. Raises DeviceError."""
+def open_hip(runtime: HipRuntime) -> IreeBackend:
+    """Open a device of another HIP runtime through IREE's hip driver. Raises DeviceError."""
     return _open_gpu("hip", runtime.index, runtime.name, f"file:{runtime.library}", runtime)
 
 
-def _open_cpu(threads: int | None) -> Opened:
+def open_cpu(threads: int | None) -> IreeBackend:
+    """The CPU, with so many threads; 1 runs kernels in the calling thread. None is one for each core. Raises DeviceError."""
     if threads is not None and threads < 1:
         raise DeviceError(f"a device with {threads} threads cannot run; expected 1 or more, or None for one a core")
     with _PROCESS_SETTINGS:
         # Read when the driver is made, so every device has its own threads, and changing them means another device. 0 is one a core.
         parse_flags(f"--task_topology_group_count={threads or 0}")
         hal = Hal(create_hal_driver("local-sync" if threads == 1 else "local-task").create_default_device())
-    return Opened("cpu", hal, DeviceId("cpu"), cpu_flags())
+    return IreeBackend("cpu", hal, DeviceId("cpu"), cpu_flags())
 
 
-def cpu_flags() -> frozenset[str]:
-    """What this machine's CPU can do, as Linux names it; empty where there is no /proc/cpuinfo."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return frozenset(flags[1].split()) if flags else frozenset()
-
-
-def _open_gpu(driver_name: str, index: int, spec: str, hip_path: str, emulated: HipRuntime | None = None) -> Opened:
+def _open_gpu(driver_name: str, index: int, spec: str, hip_path: str, emulated: HipRuntime | None = None) -> IreeBackend:
     """emulated: the HIP runtime, where it is not this machine's own."""
     try:
         with _PROCESS_SETTINGS, _hip_search_path(hip_path) if driver_name == "hip" else nullcontext():
@@ -114,9 +67,9 @@ def _open_gpu(driver_name: str, index: int, spec: str, hip_path: str, emulated: 
         device = driver.create_device(devices[index]["device_id"])
         # One call at a time: IREE's hip driver waits forever for a temporary whose allocation was queued behind another call that failed.
         if emulated:
-            return Opened(spec, Hal(device, pending_error=emulated.pending_error, calls_at_once=False), identity)
+            return IreeBackend(spec, Hal(device, pending_error=emulated.pending_error, calls_at_once=False), identity)
         make_current = _cuda_context() if driver_name == "cuda" else lambda: None
-        return Opened(spec, Hal(device, make_current, calls_at_once=driver_name != "hip", outlives_failure=False), identity)
+        return IreeBackend(spec, Hal(device, make_current, calls_at_once=driver_name != "hip", outlives_failure=False), identity)
 
 
 def _cuda_context() -> Callable[[], None]:

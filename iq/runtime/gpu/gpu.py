@@ -1,0 +1,310 @@
+"""One GPU, driven through its driver: its streams, memory, modules and captures, and what becomes of it when something fails."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from threading import get_ident
+from typing import NoReturn
+
+from iq.bundle import Module, Vmfb
+from iq.errors import BytecodeError, DeviceError, NoKernelError
+from iq.runtime.arrays import Array
+from iq.runtime.driver import Context, DriverError
+from iq.runtime.gpu.graphs import Graph
+from iq.runtime.gpu.plans import Plan, Planner
+from iq.runtime.gpu.pool import Block, GpuMemory, Pool
+from iq.runtime.gpu.staging import Staging
+from iq.runtime.gpu.streams import Stream
+from iq.targets import DeviceId
+
+# Kernels take pointers on this boundary (`.ptr .align 16` in PTX): their widest loads.
+ALIGNMENT = 16
+
+# Dynamic shared memory beyond this has to be asked for (cuFuncSetAttribute).
+_SHARED_UNASKED = 48 << 10
+
+_FORKED = "it was opened by the process that this one was forked from: open devices after the fork, or start processes with spawn"
+
+_gpus: weakref.WeakSet[Gpu] = weakref.WeakSet()
+
+
+class Gpu:
+    """A GPU. Safe to use from several threads.
+
+    own: the stream of calls that name none. captures: the streams that threads are capturing, by thread; capturing is held where a capture
+    begins or ends, and where the device as a whole is waited for, which would break a capture. unusable: why it cannot be used
+    any more, "" while it can. fresh_scratch: whether every call gets scratch memory of its own, rather than its stream's workspace.
+    """
+
+    runtime = "launch"
+    alignment = ALIGNMENT
+    cpu_flags: frozenset[str] = frozenset()
+
+    def __init__(self, name: str, context: Context, pending_error: Callable[[], BaseException | None] | None = None) -> None:
+        """pending_error: of an emulated GPU, why a call failed; asking takes the error.
+
+        An emulated GPU checks every access against allocations, so memory and scratch are not shared out there but taken from the driver.
+        """
+        self.name = name
+        self.id = DeviceId.parse(context.arch)
+        self.context = context
+        self.unusable = ""
+        self.captures: dict[int, Stream] = {}
+        self.capturing = threading.RLock()
+        self.fresh_scratch = pending_error is not None
+        self._pending_error = pending_error or (lambda: None)
+        self._foreign: dict[int | tuple[int, int], Stream] = {}
+        self._modules: list[int] = []
+        self._streams: set[int] = set()
+        self._ours: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
+        self.graphs: set[int] = set()  # those that can be launched
+        # Dropped in any thread, at any time: their handles, to be destroyed in the next call.
+        self.dropped_streams: deque[tuple[int, list[Block]]] = deque()
+        self.dropped_graphs: deque[int] = deque()
+        self.pool = Pool(self, keep=pending_error is None)
+        self.staging = Staging(self)
+        self.own = self.create_stream()
+        _gpus.add(self)
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing() and getattr(self, "unusable", _FORKED) != _FORKED:
+            with suppress(Exception):  # of a GPU that is lost
+                self._close()
+
+    # ---- When something fails
+
+    def check_usable(self) -> None:
+        """Raises DeviceError where the device can no longer be used."""
+        if self.unusable:
+            raise DeviceError(f"{self.name} cannot be used: {self.unusable}")
+
+    @contextmanager
+    def calls(self, what: str) -> Iterator[Context]:
+        """For calls of the driver. Their errors are raised as `failed` says, with `what` failed."""
+        self.check_usable()
+        try:
+            yield self.context
+        except DriverError as error:
+            error.add_note(f"in {what} on {self.name}")
+            self.failed(error)
+        if self.fresh_scratch and (pending := self._pending_error()) is not None:
+            raise pending  # of what returns no error, such as hipFreeAsync
+
+    def failed(self, error: DriverError) -> NoReturn:
+        """Raises the error; in its place what stopped an emulated GPU. An error that the device does not recover from makes it unusable."""
+        if self.lost_by(error):
+            self.unusable = f"the device is lost, with all that is on it: {error}"
+        pending = self._pending_error()
+        if pending is not None:
+            raise pending from error
+        if self.unusable:
+            raise DeviceError(
+                f"{error}. {self.name} is lost: a kernel or a copy that was enqueued before has failed; open it in a new process"
+            ) from error
+        raise error
+
+    def lost_by(self, error: DriverError) -> bool:
+        return self.context.driver.is_sticky(error.code)
+
+    # ---- Streams
+
+    def create_stream(self) -> Stream:
+        with self.calls("the making of a stream") as context:
+            handle = context.create_stream()
+        self._streams.add(handle)
+        stream = self._ours[handle] = Stream(self, handle)
+        return stream
+
+    def stream(self, given: Stream | int | None) -> Stream:
+        """The stream that a caller named. Raises DeviceError for what is none of this device."""
+        if given is None:
+            return self.captures.get(get_ident(), self.own) if self.captures else self.own
+        if isinstance(given, Stream):
+            if given.gpu is not self:
+                raise DeviceError(f"{given!r} is a stream of another device than {self.name}")
+            return given
+        if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+            raise DeviceError(f"{given!r} is no stream: expected one of Device.stream(), or the driver's handle as an integer")
+        # 2 stands for another stream in each thread: cudaStreamPerThread and hipStreamPerThread.
+        key = (given, get_ident()) if given == 2 else given
+        found = self._foreign.get(key) or self._ours.get(given)
+        return found or self._foreign.setdefault(key, Stream(self, given, foreign=True))
+
+    def order(self, first: Stream, then: Stream) -> None:
+        """Let a stream wait for what has been enqueued on another one so far."""
+        if first is then:
+            return
+        if then.graph is None and first.graph is not None:
+            return  # what is captured does not run; what was enqueued before has been waited for
+        if then.graph is not None and first.graph is None:
+            raise DeviceError(f"{then!r} is being captured and cannot wait for {first!r}, which is not: let it wait before the capture")
+        with self.calls("ordering two streams") as context:
+            if then.foreign and context.is_capturing(then.raw):
+                # An event from outside must not be in somebody else's graph.
+                with context.relaxed():
+                    context.synchronize_stream(first.raw)
+                return
+            event = context.create_event()
+            try:
+                context.record_event(event, first.raw)
+                context.wait_event(then.raw, event)
+            finally:
+                context.destroy_event(event)
+
+    def is_capturing(self, stream: Stream) -> bool:
+        with self.calls("asking for a stream's capture") as context:
+            return context.is_capturing(stream.raw)
+
+    def synchronize(self) -> None:
+        """Wait until everything enqueued on the device is done. Raises DeviceError where that failed."""
+        self.refuse_capture("waiting for the device")
+        self.collect()
+        self.pool.collect()
+        self.wait_for_all()
+
+    def wait_for_all(self, foreign: Iterable[Stream] = ()) -> bool:
+        """`synchronize` for this package. Whether it was the whole device that was waited for.
+
+        While another thread captures, the device as a whole cannot be waited for: then it is all of its own streams that are not captured,
+        and those that are given. Other streams of somebody else's may be gone.
+        """
+        with self.calls("the wait for the device") as context:
+            with self.capturing:
+                if not self.captures:
+                    context.synchronize()
+                    return True
+                graphs = {stream.graph for stream in self.captures.values()}
+                captured = {stream.raw for graph in graphs if graph for stream in graph.streams}
+            for handle in {*self._streams, *(stream.raw for stream in foreign)} - captured:
+                context.synchronize_stream(handle)
+        return False
+
+    def refuse_capture(self, what: str, stream: Stream | None = None) -> None:
+        """Raises DeviceError where this thread, or the stream, is being captured: `what` cannot be part of a graph."""
+        if (self.captures and get_ident() in self.captures) or (stream is not None and stream.graph is not None):
+            raise DeviceError(f"{what} cannot be captured in a graph: do it before the capture, or after")
+
+    def capture(self, stream: Stream | int | None) -> AbstractContextManager[Graph]:
+        """See Device.capture."""
+        return self._capture(stream)
+
+    @contextmanager
+    def _capture(self, given: Stream | int | None) -> Iterator[Graph]:
+        stream = self.create_stream() if given is None else self.stream(given)
+        if stream.foreign or stream is self.own:
+            whose = "somebody else's" if stream.foreign else "every thread's"
+            raise DeviceError(f"{stream!r} is {whose}: capture on one of Device.stream(), or name none")
+        if stream.graph is not None or get_ident() in self.captures:
+            raise DeviceError(f"{stream!r} is being captured already; captures do not nest")
+        self.wait_for_all()  # what the graph's buffers wait for
+        graph = Graph(self)
+        with graph.capturing(stream):
+            yield graph
+
+    # ---- Memory
+
+    def allocate(self, nbytes: int, stream: Stream) -> GpuMemory:
+        self.collect()
+        return self.pool.allocate(nbytes, stream)
+
+    def share(self, array: Array) -> None:
+        return None
+
+    # ---- Kernels
+
+    def load(self, module: Module) -> Code:
+        """Load a module's code. Raises BytecodeError, or DeviceError in a capture."""
+        self.refuse_capture(f"loading the kernels of {module.where} (call what needs them once)")
+        executable = Vmfb.parse(module.vmfb).executable
+        if executable is None or executable.api != self.context.driver.api.name:
+            raise BytecodeError(f"{module.where} holds no code for {self.name}")
+        try:
+            with self.calls(f"loading the kernels of {module.where}") as context:
+                images = [context.load_module(image) for image in executable.images]
+                self._modules += images
+                functions = {}
+                for export in executable.exports.values():
+                    function = functions[export.name] = context.function(images[export.image], export.name)
+                    if export.shared > _SHARED_UNASKED:
+                        context.allow_shared(function, export.shared)
+        except DriverError as error:
+            raise BytecodeError(f"{self.name}, a {self.id}, cannot load the kernels of {module.where}: {error}") from error
+        for key, launches in module.launches.items():
+            try:
+                launches.check(executable)
+            except BytecodeError as error:
+                raise BytecodeError(f"{module.where}: {key} is not launched as recorded: {error}") from error
+        return Code(self, module, functions)
+
+    # ---- The end
+
+    def collect(self) -> None:
+        """Destroy what has been dropped."""
+        self.pool.let_go()
+        while self.dropped_streams:
+            try:
+                handle, blocks = self.dropped_streams.popleft()
+            except IndexError:
+                break  # another thread was first
+            with self.calls("the end of a stream") as context:
+                event = context.create_event()
+                context.record_event(event, handle)
+                context.wait_event(self.own.raw, event)
+                context.destroy_event(event)
+                self.pool.rehome(handle)
+                for block in blocks:
+                    self.pool.give_back(block)
+                self._streams.discard(handle)
+                context.destroy_stream(handle)
+        # A HIP graph that still runs must not be destroyed.
+        while self.dropped_graphs and not self.captures and self.wait_for_all():
+            try:
+                executable = self.dropped_graphs.popleft()
+            except IndexError:
+                break
+            with self.calls("the end of a graph") as context:
+                self.graphs.discard(executable)
+                context.destroy_exec(executable)
+
+    def _close(self) -> None:
+        # In a cycle, streams and graphs may be dropped after the device: what is destroyed here goes by its handles.
+        context = self.context
+        context.synchronize()
+        for executable in self.graphs:
+            context.destroy_exec(executable)
+        for module in self._modules:
+            context.unload_module(module)
+        self.pool.close()
+        self.staging.close()
+        for handle in self._streams:
+            context.destroy_stream(handle)
+        context.close()
+
+
+class Code:
+    """A loaded module."""
+
+    def __init__(self, gpu: Gpu, module: Module, functions: dict[str, int]) -> None:
+        self._gpu, self._module, self._functions = gpu, module, functions
+
+    def kernel(self, key: str) -> Callable[[tuple[int, ...]], Plan]:
+        """Makes the plans of a kernel for numbers for its sizes. Raises NoKernelError."""
+        launches = self._module.launches.get(key)
+        if launches is None:
+            raise NoKernelError(f"no kernel {key} in {self._module.where}; compile it again")
+        return Planner(key, launches, self._functions, self._gpu.context.entry_points).plan
+
+
+def _leave_to_parent() -> None:
+    for gpu in list(_gpus):
+        gpu.unusable = _FORKED
+
+
+# Locks that another thread held at the fork stay locked in the child, which does not come that far.
+os.register_at_fork(after_in_child=_leave_to_parent)
