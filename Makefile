@@ -16,6 +16,8 @@ DISASSEMBLER := $(BIN)/python -c 'import sys; from iq.inspect import Objdump; fo
 QUICK ?= -k 'gfx1100-q4_0 or q4_0-gfx1100 or (q4_0 and not gfx and not any_shape) or imports or waits and not hardly' \
     $(addprefix tests/test_,emulated_kernels.py formats.py format_bytes.py kernels.py packaging.py imports.py waits.py)
 
+TORCH ?= torch==2.13.0
+
 # More for tools/kernels_diff.py: DIFF='--target gfx942 --format q4_k'.
 DIFF ?=
 
@@ -87,9 +89,16 @@ bench: $(VENV)/ready ## time matrix products on the CPU
 # launches kernels is built, which an older $(VENV) may lack.
 tools:
 	@tools/system-packages python headers cc objdump
-	@$(MAKE) --no-print-directory $(VENV)/ready
+	@$(MAKE) --no-print-directory $(VENV)/torch
 	@$(BIN)/python hatch_build.py
 	@$(DISASSEMBLER) 2>/dev/null || { tools/system-packages llvm-22 && $(DISASSEMBLER); }
+
+# torch's CPU build, for tests; where its own index cannot be reached, whatever build the package index gives.
+$(VENV)/torch: $(VENV)/ready
+	@echo "installing $(TORCH)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --retries 0 --timeout 10 --index-url https://download.pytorch.org/whl/cpu $(TORCH) \
+	    2>/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	@touch $@
 
 $(VENV)/ready: pyproject.toml
 	@tools/system-packages python

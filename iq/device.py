@@ -97,7 +97,7 @@ def default_device() -> Device:
 
 def device_named(name: str) -> Device:
     """`Device(name)`, which stays open: the device of every tensor that names it. Raises as `Device` does."""
-    found = _NAMED.get(name)
+    found = _NAMED.get(name) if isinstance(name, str) else None
     if found is None or not found.usable:
         found = _NAMED[name] = Device(name)
     return found

@@ -363,7 +363,7 @@ def _check_ids(ids: Array, n: int) -> Array:
 
 
 def _device(device: Device | str | None) -> Device:
-    """The device that a caller named, gave, or left out."""
+    """The device that a caller named, gave, or left out. Raises DeviceError for anything else, with what may be meant."""
     if device is None:
         return default_device()
-    return device_named(device) if isinstance(device, str) else device
+    return device if isinstance(device, Device) else device_named(device)

@@ -74,7 +74,7 @@ class Launch:
 
         Raises DeviceError, also while this thread captures by iq.
         """
-        handle = current_stream(self._index)
+        handle = _CURRENT[0](self._index)
         latest, stream = self._latest
         if stream is None or latest != handle:
             stream = self._stream(handle)
@@ -83,14 +83,7 @@ class Launch:
         memory = self._memory
         if memory is not None and memory.settled is not stream:
             memory.use(stream)
-        kept = None
-
-        def scratch(nbytes: int) -> int:
-            nonlocal kept
-            kept = like.new_empty(nbytes, dtype=sys.modules["torch"].uint8)
-            return int(kept.data_ptr())
-
-        stream.launch(self._plan, addresses, scratch)
+        stream.launch(self._plan, addresses, like)
 
     def _stream(self, handle: int) -> Stream:
         stream: Stream = self._device.stream_of(handle)

@@ -44,7 +44,7 @@ class OnDemandFor:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Refuse to start without what the emulator takes, rather than let hundreds of tests fail one by one.
+    """Refuse to start without torch and what the emulator takes, rather than let hundreds of tests fail one by one, or be skipped.
 
     Where the extra `emulate` is not installed, or on a GPU, its tests are not meant to run.
     """
@@ -53,6 +53,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     from iq.inspect import Objdump
 
     lacking = [found] if isinstance(found := Objdump.find(), str) else []
+    if torch_is := missing("torch"):
+        lacking.append(f"no torch: {torch_is}")
     if not shutil.which(os.environ.get("CC", "cc")):
         lacking.append("no C compiler: apt-get install gcc libc6-dev")
     if lacking:

@@ -441,6 +441,36 @@ def test_a_failure_does_not_show_in_hips_last_error(pretend):
     assert ctypes.CDLL(str(path)).hipGetLastError() == 0
 
 
+OLD_PROPERTIES = r"""
+#include <string.h>
+int hipGetDeviceProperties(char *out, int device) { memset(out, 1, 792); strcpy(out + 396, "gfx906:sramecc+:xnack-"); return 0; }
+"""
+NEW_PROPERTIES = r"""
+int hipGetDevicePropertiesR0600(char *out, int device) { memset(out, 2, 1472); strcpy(out + 1160, "gfx1201"); return 0; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("properties", "arch"),
+    [
+        (OLD_PROPERTIES, "gfx906:sramecc+:xnack-"),
+        (OLD_PROPERTIES + NEW_PROPERTIES, "gfx1201"),
+        ("#include <string.h>\n" + NEW_PROPERTIES, "gfx1201"),
+    ],
+    ids=["HIP 5", "HIP 6 and 7", "without the old one"],
+)
+def test_the_arch_in_each_layout_of_the_properties(properties, arch, pretend):
+    driver = load(HIP, pretend(PRETENDER % {"init": "hipInit", "status": 0} + properties))
+    assert HIP.arch(driver.do, 0) == arch
+
+
+def test_properties_of_an_unknown_layout(pretend):
+    source = PRETENDER % {"init": "hipInit", "status": 0} + NEW_PROPERTIES.replace("1160", "1164")
+    driver = load(HIP, pretend(source))
+    with pytest.raises(DeviceError, match=r"hipGetDevicePropertiesR0600 gives b'.{16}gfx.* for the device's gcnArchName"):
+        HIP.arch(driver.do, 0)
+
+
 @pytest.mark.parametrize("api", [HIP, CUDA], ids=lambda api: api.name)
 def test_a_library_of_something_else(api, pretend):
     with pytest.raises(DeviceError, match=rf"libpretend\.so has no function {api.functions['init'].symbol}"):
@@ -452,7 +482,7 @@ def test_the_apis_have_the_same_functions():
         return [a for a in api.functions[name].arguments if not isinstance(a, Fixed)]
 
     common = set(HIP.functions) & set(CUDA.functions)
-    assert set(HIP.functions) - common == {"properties", "last_error"}
+    assert set(HIP.functions) - common == {"properties", "old_properties", "last_error"}
     assert set(CUDA.functions) - common == {"attribute"}
     differ = {name for name in common if given(HIP, name) != given(CUDA, name)}
     assert differ == {"set_current", "error_name", "error_text"}

@@ -256,6 +256,10 @@ def test_properties(api):
     out = ctypes.create_string_buffer(4096)
     assert api.hipGetDeviceProperties(out, api.attached.index) == SUCCESS
     assert out.value == b"Emulated gfx1100"
+    assert out.raw[396:].startswith(b"gfx1100\0")
+    assert api.hipGetDevicePropertiesR0600(out, api.attached.index) == SUCCESS
+    assert out.value == b"Emulated gfx1100"
+    assert out.raw[1160:].startswith(b"gfx1100\0")
     value = ctypes.c_int()
     for attribute, expected in ((26, 1024), (74, 65536), (87, 32)):
         assert api.hipDeviceGetAttribute(ctypes.byref(value), attribute, api.attached.index) == SUCCESS

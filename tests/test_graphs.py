@@ -221,6 +221,51 @@ def test_a_stream_that_does_not_come_back_is_refused(device, rng):
     assert all(close(w.matmul(x, stream=stream), now, exact) for stream in (first, second))
 
 
+@emulator
+def test_a_failed_capture_that_the_driver_does_not_end(environment, rng, monkeypatch):
+    """As HIP, which leaves the streams under capture."""
+    device, _ = emulated()
+    w, exact = weights(device, rng)
+    now = activations(rng)
+    x = device.put(now)
+    w.matmul(x)
+    context = device._backend.context
+    code = 904  # hipErrorStreamCaptureUnjoined
+
+    def end_capture(stream):
+        raise context.driver.error(code, "hipStreamEndCapture")
+
+    first, second = device.stream(), device.stream()
+    with monkeypatch.context() as patch:
+        patch.setattr(context, "end_capture", end_capture)
+        with pytest.raises(DeviceError, match="Unjoined"), device.capture(first):
+            second.wait(first)
+            w.matmul(x, stream=second)
+    assert not context.is_capturing(first.raw)
+    assert device._backend.stream(first.handle) is first
+    assert all(close(w.matmul(x, stream=stream), now, exact) for stream in (first, second))
+    with device.capture(first) as graph:
+        y = w.matmul(x, stream=first)
+    graph.launch(first)
+    assert close(y, now, exact)
+
+
+@emulator
+def test_one_device_waits_while_another_is_captured(environment, rng, monkeypatch):
+    """hipDeviceSynchronize would invalidate the capture."""
+    device, other = emulated()[0], emulated()[0]
+    x = device.put(activations(rng))
+    y = device.alloc(x.shape, "f32")
+    with device.capture() as graph:
+        y.copy_from(x)
+        monkeypatch.setattr(other._backend.context, "synchronize", lambda: pytest.fail("hipDeviceSynchronize in a capture"))
+        other.synchronize()
+        monkeypatch.undo()
+    graph.launch()
+    other.synchronize()
+    assert np.array_equal(y.numpy(), x.numpy())
+
+
 def test_other_threads_go_on_while_one_captures(device, rng):
     w, exact = weights(device, rng)
     now = activations(rng)

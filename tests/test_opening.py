@@ -173,3 +173,12 @@ def test_a_cuda_device_is_not_told_of_amd_gpus(environment, monkeypatch):
             iq.Device(name)
         assert f"cannot open {name}: there is no such device; this machine has\n  {name[:-2]}:0 One" in str(refused.value)
         assert str(refused.value).endswith("AMD") is told
+
+
+@pytest.mark.parametrize("given", [0, 1.5, b"cpu", ["cpu"], object()])
+def test_a_device_that_is_neither_a_device_nor_a_name(given):
+    weights = np.ones((2, 32), np.float32)
+    with pytest.raises(DeviceError, match="unknown device"):
+        iq.QTensor.quantize(weights, "q4_0", device=given)
+    with pytest.raises(DeviceError, match="unknown device"):
+        iq.quantize_q8_1(weights, device=given)

@@ -1,10 +1,13 @@
 """Streams of a GPU: what is enqueued runs later and in order, buffers may be dropped at once, and what lacks an order shows as wrong.
 
+IQ_STREAM_CALLS: how many calls each of four threads makes on an emulated GPU.
+
 On an emulated GPU nothing runs before somebody waits, and then the streams run in an order drawn at random; on a real one (IQ_TEST_DEVICE)
 the same tests run as they are, but for those that ask what the emulator saw.
 """
 
 import gc
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -192,7 +195,7 @@ def test_a_dropped_stream_finishes_its_work(device, rng):
 
 def test_threads_with_streams_of_their_own(device, rng):
     made = [weights(device, rng) for _ in range(2)]
-    calls = 1000 if SPEC != "cpu" else 12
+    calls = 1000 if SPEC != "cpu" else int(os.environ.get("IQ_STREAM_CALLS", 12))
 
     def work(seed):
         mine, stream = np.random.default_rng(seed), device.stream()
@@ -314,6 +317,47 @@ def test_many_small_copies_take_few_events(kept, rng):
     buffers = [device.put(np.full(3, i, np.int32)) for i in range(1000)]
     assert gpu.handles <= before + 260
     assert all((buffer.numpy() == i).all() for i, buffer in enumerate(buffers))
+
+
+@emulator
+def test_no_event_is_looked_at_whose_stream_is_gone_or_captured(environment, rng, monkeypatch):
+    """HIP reads the stream that an event was recorded on, and HIP 6 invalidates a capture of it."""
+    device, _ = emulated()
+    context, recorded, gone = device._backend.context, {}, set()
+
+    def watch(name, then):
+        does = getattr(context, name)
+        monkeypatch.setattr(context, name, lambda *arguments: (then(*arguments), does(*arguments))[1])
+
+    def look(event):
+        assert recorded[event] not in gone
+        assert not context.is_capturing(recorded[event])
+
+    watch("record_event", recorded.__setitem__)
+    watch("destroy_stream", gone.add)
+    watch("query_event", look)
+    watch("synchronize_event", look)
+    large = rng.standard_normal(3 << 20, dtype=np.float32)  # a few fill the ring: the next waits for the first
+    device.put(large)
+    first, second, dropped, foreign = device.stream(), device.stream(), device.stream(), context.create_stream()
+    for stream in (first, second, dropped, foreign):
+        device.put(large, stream=stream)
+    context.synchronize_stream(foreign)
+    context.destroy_stream(foreign)
+    del stream, dropped
+    gc.collect()
+    for _ in range(3):
+        device.put(large)
+    assert len(gone) == 2
+    buffer = device.put(large, stream=first)
+    with device.capture(first) as graph:
+        second.wait(first)
+        first.wait(second)
+        with ThreadPoolExecutor(1) as thread:
+            for _ in range(4):
+                assert np.array_equal(thread.submit(lambda: device.put(large).numpy()).result(), large)
+    graph.launch()
+    assert np.array_equal(buffer.numpy(), large)
 
 
 # ---- Failures

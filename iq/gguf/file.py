@@ -55,8 +55,8 @@ class GGUFFile:
             raise GGUFError(f"{self.path}: tensor {name!r} is of ggml's {info.format}, which this version of iq does not know")
         return self._data[info.offset : info.offset + info.nbytes], info.format, info.shape
 
-    def load(self, name: str, device: Device | None = None) -> QTensor:
-        """A tensor on a device (None is the default device). It stays valid when the file is closed.
+    def load(self, name: str, device: Device | str | None = None) -> QTensor:
+        """A tensor on a device, or on the one of a name ("hip"); None is the default device. It stays valid when the file is closed.
 
         On a CPU it is the mapped file itself, read as it is used, where the tensor starts on a 64-byte boundary; else, and on GPUs, its
         bytes are copied once. Raises GGUFError as `packed` does, FormatError or ShapeError when a QTensor cannot hold it.

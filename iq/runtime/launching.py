@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import CFUNCTYPE, addressof, byref, c_int, c_uint, c_uint64, c_void_p
 from dataclasses import astuple, dataclass
 from functools import partial
 from importlib import import_module
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from iq.errors import DeviceError
 
@@ -135,10 +135,11 @@ class _Plan:
         self.varying = [(at, number, base) for at, (base, number) in enumerate(values) if number != _NO_POINTER]
         self.filled = (c_uint64 * count)(*(0 if number != _NO_POINTER else base for base, number in values))
         self.stream, self.before, self.capturing = c_void_p(), c_uint64(), c_int()
+        self.check = struct.Struct(f"{2 + self.pointers}Q").pack  # which refuses what is no address
         self.set_current = _FUNCTION(set_current)
         self.get_current = partial(_FUNCTION(get_current), byref(self.before))
         self.is_capturing = partial(_FUNCTION(is_capturing), self.stream, byref(self.capturing))
-        self.launches = []
+        self.launches: list[Callable[[], int]] = []
         for function, *numbers in _STEP.iter_unpack(plan[_HEADER.size : start]):
             used = numbers[8 : 8 + numbers[7]]
             if numbers[7] > MAX_ARGUMENTS or any(slot >= count for slot in used):
@@ -162,11 +163,10 @@ def run_ctypes(plan: bytes, stream: int, exclusive: int, /, *pointers: int) -> i
     no addresses; ValueError for bytes that are no plan.
     """
     ready = _READY.plans.get(plan) or _make_ready(plan)
-    if len(pointers) != ready.pointers:
-        raise TypeError(f"the plan takes {ready.pointers} pointers, not {len(pointers)}")
-    for number in (stream, exclusive, *pointers):
-        if not 0 <= number <= _LAST_ADDRESS:
-            raise OverflowError(f"{number} is no address: it takes 64 bits without sign")
+    try:
+        ready.check(stream, exclusive, *pointers)
+    except struct.error:
+        _refuse(ready, stream, exclusive, *pointers)
     ready.stream.value = stream
     filled = ready.filled
     for at, number, base in ready.varying:
@@ -174,17 +174,26 @@ def run_ctypes(plan: bytes, stream: int, exclusive: int, /, *pointers: int) -> i
     if not ready.launches:
         return 0
     status: int = ready.get_current()
+    if not status and ready.before.value == ready.current:
+        return _launch_all(ready, exclusive)
     none = status == _INVALID_CONTEXT
     if status and not none:
         return status
-    if not none and ready.before.value == ready.current:
-        return _launch_all(ready, exclusive)
     before = c_uint64(ready.before.value)
     if status := int(ready.set_current(c_uint64(ready.current))):
         return status
     status = _launch_all(ready, exclusive)
     restored: int = 0 if none else ready.set_current(before)
     return status or restored
+
+
+def _refuse(ready: _Plan, *numbers: int) -> NoReturn:
+    if len(numbers) != ready.pointers + 2:
+        raise TypeError(f"the plan takes {ready.pointers} pointers, not {len(numbers) - 2}")
+    for number in numbers:
+        if not isinstance(number, int):
+            raise TypeError(f"an address is an int, not {type(number).__name__}")
+    raise OverflowError(f"an address takes 64 bits without sign; got {numbers}")
 
 
 def _make_ready(plan: bytes) -> _Plan:
@@ -196,18 +205,15 @@ def _make_ready(plan: bytes) -> _Plan:
     return ready
 
 
-_LAST_ADDRESS = (1 << 64) - 1
-
-
 def _launch_all(ready: _Plan, exclusive: int) -> int:
     if exclusive:
-        if status := ready.is_capturing():
-            return int(status)
+        if failed := ready.is_capturing():
+            return int(failed)
         if ready.capturing.value:
             return CAPTURING
     for launch in ready.launches:
         if status := launch():
-            return int(status)
+            return status
     return 0
 
 

@@ -180,6 +180,49 @@ typedef struct {
   int directManagedMemAccessFromHost, concurrentManagedAccess, pageableMemoryAccess, pageableMemoryAccessUsesHostPageTables;
 } hipDeviceProp_tR0000;
 
+// From HIP 6 on; its fields in the order of hip_runtime_api.h, those that are not filled in by their sizes alone.
+typedef struct {
+  char name[256], uuid[16], luid[8];
+  unsigned luidDeviceNodeMask;
+  size_t totalGlobalMem, sharedMemPerBlock;
+  int regsPerBlock, warpSize;
+  size_t memPitch;
+  int maxThreadsPerBlock, maxThreadsDim[3], maxGridSize[3], clockRate;
+  size_t totalConstMem;
+  int major, minor;
+  size_t alignments[2];
+  int multiprocessors[45];  // deviceOverlap to maxSurfaceCubemapLayered
+  size_t surfaceAlignment;
+  int flags[16];  // concurrentKernels to localL1CacheSupported
+  size_t sharedMemPerMultiprocessor;
+  int regsPerMultiprocessor, managedMemory, board[10];  // isMultiGpuBoard to cooperativeMultiDeviceLaunch
+  size_t sharedMemPerBlockOptin;
+  int blocks[4];  // pageableMemoryAccessUsesHostPageTables to accessPolicyMaxWindowSize
+  size_t reservedSharedMemPerBlock;
+  int more[13], reserved[63], hipReserved[32];  // hostRegisterSupported to unifiedFunctionPointers
+  char gcnArchName[256];
+  size_t maxSharedMemoryPerMultiProcessor;
+  int clockInstructionRate;
+  unsigned arch, *hdpMemFlushCntl, *hdpRegFlushCntl;
+  int cooperativeMultiDeviceUnmatched[4], isLargeBar, asicRevision;
+} hipDeviceProp_tR0600;
+_Static_assert(offsetof(hipDeviceProp_tR0600, gcnArchName) == 1160 && sizeof(hipDeviceProp_tR0600) == 1472, "as in HIP 6.2");
+_Static_assert(offsetof(hipDeviceProp_tR0000, gcnArchName) == 396 && sizeof(hipDeviceProp_tR0000) == 792, "as in HIP 5.7");
+
+API hipGetDevicePropertiesR0600(hipDeviceProp_tR0600 *out, int ordinal) {
+  device *d = get_device(ordinal);
+  if (!d) return INVALID_DEVICE;
+  const properties *p = &d->properties;
+  int n = (int)p->max_threads;
+  *out = (hipDeviceProp_tR0600){
+    .totalGlobalMem = p->total_memory, .sharedMemPerBlock = p->lds, .maxSharedMemoryPerMultiProcessor = p->lds, .warpSize = (int)p->wave,
+    .maxThreadsPerBlock = n, .maxThreadsDim = {n, n, n}, .maxGridSize = {2147483647, 65535, 65535}, .managedMemory = 1,
+  };
+  memcpy(out->name, p->name, sizeof out->name);
+  memcpy(out->gcnArchName, p->arch, sizeof out->gcnArchName);
+  return SUCCESS;
+}
+
 API hipGetDeviceProperties(hipDeviceProp_tR0000 *out, int ordinal) {
   device *d = get_device(ordinal);
   if (!d) return INVALID_DEVICE;

@@ -1,6 +1,7 @@
 """HIP and CUDA as data: one set of functions, the name that each has in either library, and the few things that differ beyond names.
 
-Numbers are those of cuda.h (CUDA 13) and hip_runtime_api.h (HIP 6 and 7), which agree unless stated.
+Numbers are those of cuda.h (CUDA 13) and hip_runtime_api.h (HIP 5.7, 6 and 7), which agree unless stated. Every version of HIP from 5.6
+on exports all of it but hipGetDevicePropertiesR0600, which HIP 5 lacks (clr/hipamd/src/hip_hcc.map.in).
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ _NON_BLOCKING, _NO_TIMING, RELAXED, _MAX_DYNAMIC_SHARED = 1, 2, 2, 8
 CAPTURE_ERRORS = frozenset(range(900, 909))
 
 
+class MissingFunctionError(DeviceError):
+    """A library without one of the functions."""
+
+
 @dataclass(frozen=True)
 class Fixed:
     """An argument that is always the same."""
@@ -40,11 +45,11 @@ class Function:
     result: Any = c_int
 
     def of(self, library: ctypes.CDLL, path: str) -> Callable[..., Any]:
-        """The function, for the arguments that are not fixed. Raises DeviceError where the library lacks it."""
+        """The function, for the arguments that are not fixed. Raises MissingFunctionError where the library lacks it."""
         try:
             function = library[self.symbol]
         except AttributeError:
-            raise DeviceError(f"{path} has no function {self.symbol}; it is too old, or not the library that was meant") from None
+            raise MissingFunctionError(f"{path} has no function {self.symbol}; it is too old, or not the library that was meant") from None
         function.argtypes = [a.type if isinstance(a, Fixed) else a for a in self.arguments]
         function.restype = self.result
         if not any(isinstance(a, Fixed) for a in self.arguments):
@@ -167,31 +172,24 @@ CUDA = Api(
 # ---- HIP
 
 
-class _Properties(ctypes.Structure):
-    """hipDeviceProp_tR0000, up to what is read of it: what the function of the unversioned name fills in, in every HIP so far."""
-
-    _fields_ = (
-        ("name", ctypes.c_char * 256),
-        ("memory", c_size_t * 2),
-        ("limits", c_int * 12),  # regsPerBlock to memoryBusWidth
-        ("totalConstMem", c_size_t),
-        ("counts", c_int * 7),  # major to clockInstructionRate
-        ("arch", c_uint),
-        ("ids", c_int * 4),  # concurrentKernels to pciDeviceID
-        ("maxSharedMemoryPerMultiProcessor", c_size_t),
-        ("flags", c_int * 3),  # isMultiGpuBoard to gcnArch
-        ("gcnArchName", ctypes.c_char * 256),
-        ("rest", ctypes.c_char * 8192),  # more than any version has
-    )
+# Where gcnArchName is in hipDeviceProp_tR0600, which has a function of its own from HIP 6 on, and in hipDeviceProp_tR0000, which the
+# unversioned function fills in: HIP 5 has no other, and HIP 6 and 7 keep it for old programs (hip_runtime_api.h of ROCm/HIP, rocm-5.7.1 and
+# rocm-6.2.2; clr/hipamd/src/hip_device.cpp, and hip_deprecated_abi.cpp of ROCm/rocm-systems). The structures take 1472 and 792 bytes.
+_ARCH_NAME, _OLD_ARCH_NAME, _ARCH_NAME_BYTES, _PROPERTIES_BYTES = 1160, 396, 256, 16384
 
 
 def _hip_arch(do: Do, device: int) -> str:
-    properties = _Properties()
-    do("properties", byref(properties), device)
-    name = bytes(properties.gcnArchName)
+    properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
+    function, at = "properties", _ARCH_NAME
+    try:
+        do(function, properties, device)
+    except MissingFunctionError:
+        function, at = "old_properties", _OLD_ARCH_NAME
+        do(function, properties, device)
+    name = properties.raw[at : at + _ARCH_NAME_BYTES].split(b"\0")[0]
     if not name.startswith(b"gfx"):
         raise DeviceError(
-            f"hipGetDeviceProperties gives {name[:20]!r} for the device's gcnArchName, which begins with gfx where it is known"
+            f"{HIP.functions[function].symbol} gives {name[:20]!r} for the device's gcnArchName, which begins with gfx where it is known"
         )
     return name.decode()
 
@@ -201,7 +199,8 @@ def _hip_words(call: Call, status: int) -> tuple[str, str]:
 
 
 def _hip_forget(call: Call) -> None:
-    # HIP keeps a thread's last error for hipGetLastError: PyTorch would take it for one of its own.
+    # HIP keeps a thread's last error for hipGetLastError: PyTorch would take it for one of its own. Up to HIP 6 that is the status of the
+    # latest call, success and hipErrorNotReady included; in HIP 7 neither changes it (HIP_RETURN of clr/hipamd/src/hip_internal.hpp).
     call("last_error")
 
 
@@ -212,7 +211,8 @@ HIP = Api(
         # By the device's number: hipCtxSetCurrent is deprecated, and changes the device as well.
         "get_current": Function("hipGetDevice", (_P,)),
         "set_current": Function("hipSetDevice", (_I,)),
-        "properties": Function("hipGetDeviceProperties", (_P, _I)),
+        "properties": Function("hipGetDevicePropertiesR0600", (_P, _I)),
+        "old_properties": Function("hipGetDeviceProperties", (_P, _I)),
         "error_name": Function("hipGetErrorName", (_I,), c_char_p),
         "error_text": Function("hipGetErrorString", (_I,), c_char_p),
         "last_error": Function("hipGetLastError", ()),

@@ -157,6 +157,44 @@ class Gpu:
             finally:
                 context.destroy_event(event)
 
+    def detach(self, handle: int) -> None:
+        """To be called before a stream ends or is captured: the device's own stream waits for it, and its events become those of that one.
+
+        hipEventQuery and hipEventSynchronize look at the stream that an event was recorded on, though that be gone (ROCm/clr, issue 157),
+        and HIP 6.2 and 6.3 invalidate its capture, though the event be older (ihipEventQuery of clr/hipamd/src/hip_event.cpp).
+        """
+        with self.calls("ordering two streams") as context:
+            # HIP keeps what waits for an event, not the event (Event::streamWait): it may be destroyed at once, as with CUDA.
+            event = context.create_event()
+            try:
+                context.record_event(event, handle)
+                context.wait_event(self.own.raw, event)
+            finally:
+                context.destroy_event(event)
+        self.staging.rehome(handle)
+        self.pool.rehome_events(handle)
+
+    def renew(self, stream: Stream) -> None:
+        """Give a stream another handle if the driver still takes it for captured, which has failed; those that joined it are then free.
+
+        hipStreamEndCapture leaves them so after an invalid capture and after one whose streams did not join, where launches would go nowhere
+        (hip_graph.cpp of clr/hipamd/src, HIP 5.7 to 7; half of it is mended by ROCm/rocm-systems, pull request 6509). hipStreamDestroy
+        ends it for all of them (hip_stream.cpp).
+        """
+        if not self.is_capturing(stream):
+            return
+        gone = stream.raw
+        with self.calls("the end of a capture") as context:
+            handle = context.create_stream()
+            self._streams.add(handle)
+            self._ours[handle] = stream
+            stream.raw = handle
+            # It was waited for before the capture, and nothing has run since.
+            self._ours.pop(gone, None)
+            self._streams.discard(gone)
+            self.pool.rehome(gone)
+            context.destroy_stream(gone)
+
     def is_capturing(self, stream: Stream) -> bool:
         with self.calls("asking for a stream's capture") as context:
             return context.is_capturing(stream.raw)
@@ -176,7 +214,8 @@ class Gpu:
         """
         with self.calls("the wait for the device") as context:
             with self.capturing:
-                if not self.captures:
+                # hipDeviceSynchronize invalidates the captures of all devices (CHECK_SUPPORTED_DURING_CAPTURE of hip_internal.hpp, HIP 6).
+                if not any(gpu.captures for gpu in list(_gpus) if gpu.context.driver is context.driver):
                     context.synchronize()
                     return True
                 graphs = {stream.graph for stream in self.captures.values()}
@@ -252,17 +291,14 @@ class Gpu:
                 handle, blocks = self.dropped_streams.popleft()
             except IndexError:
                 break  # another thread was first
+            self.detach(handle)
             with self.calls("the end of a stream") as context:
-                event = context.create_event()
-                context.record_event(event, handle)
-                context.wait_event(self.own.raw, event)
-                context.destroy_event(event)
                 self.pool.rehome(handle)
                 for block in blocks:
                     self.pool.give_back(block)
                 self._streams.discard(handle)
                 context.destroy_stream(handle)
-        # A HIP graph that still runs must not be destroyed.
+        # A HIP graph that still runs must not be destroyed: hipGraphExecDestroy of HIP 5.7 deletes it at once (hip_graph.cpp).
         while self.dropped_graphs and not self.captures and self.wait_for_all():
             try:
                 executable = self.dropped_graphs.popleft()

@@ -68,6 +68,7 @@ class Graph:
         """Capture what is enqueued on a stream, which is this thread's default meanwhile."""
         gpu, thread = self._gpu, get_ident()
         with gpu.capturing, gpu.calls("the capture of a graph") as context:
+            gpu.detach(stream.raw)
             context.begin_capture(stream.raw)
             self.join(stream)
             gpu.captures[thread] = stream
@@ -89,6 +90,10 @@ class Graph:
             try:
                 with gpu.calls("the end of a capture") as context:
                     return context.end_capture(stream.raw)
+            except DeviceError:
+                with suppress(DeviceError):  # of a device that is lost
+                    gpu.renew(stream)
+                raise
             finally:
                 del gpu.captures[thread]
                 for joined in self.streams:

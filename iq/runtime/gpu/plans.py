@@ -33,11 +33,13 @@ class Plan:
 
     def launch(self, buffers: Sequence[Buffer], stream: Stream) -> None:
         """Enqueue it with these inputs and outputs. Raises DeviceError."""
+        addresses, captured = [], stream.graph is not None
         for buffer in buffers:
             memory = buffer.memory
-            if memory.settled is not stream or stream.graph is not None:
+            if captured or memory.settled is not stream:
                 memory.use(stream)
-        stream.launch(self, [buffer.address for buffer in buffers])
+            addresses.append(buffer.address)
+        stream.launch(self, addresses)
 
 
 class Planner:

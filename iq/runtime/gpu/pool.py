@@ -93,6 +93,8 @@ class GpuMemory:
 
     def write(self, offset: int, data: Bytes, stream: Stream) -> None:
         self._gpu.refuse_capture("copying from the host", stream)
+        if stream.foreign and self._gpu.is_capturing(stream):
+            raise DeviceError(f"copying from the host cannot be captured in a graph, as {stream!r} is by somebody else: do it before")
         self.use(stream)
         self._gpu.staging.write(stream, self.address + offset, data)
 
@@ -126,7 +128,7 @@ class Pool:
         self.dropped: deque[tuple[Block, Stream, set[Stream], bool]] = deque()
         # Of memory that somebody else owns (iq.runtime.foreign): the owner, bytes, and as in `dropped`.
         self.borrowed: deque[tuple[object, int, Stream, set[Stream], bool]] = deque()
-        self._owners: list[tuple[list[int], object]] = []  # kept until their events have happened
+        self._owners: list[tuple[list[tuple[int, int]], object]] = []  # kept until their events, with those streams, have happened
         self._owners_waiting: list[tuple[int, object]] = []  # for the whole device, with their bytes
 
     def allocate(self, nbytes: int, stream: Stream) -> GpuMemory:
@@ -178,13 +180,13 @@ class Pool:
                 else:
                     events = []
                     for stream in (home, *used):
-                        events.append(context.create_event())
-                        context.record_event(events[-1], stream.raw)
+                        events.append((context.create_event(), stream.raw))
+                        context.record_event(*events[-1])
                     self._owners.append((events, owner))
             kept = []
             for events, owner in self._owners:
-                if all(map(context.query_event, events)):
-                    for event in events:
+                if all(context.query_event(event) for event, _ in events):
+                    for event, _ in events:
                         context.destroy_event(event)
                     done.append(owner)
                 else:
@@ -270,6 +272,16 @@ class Pool:
         """Free all that was ever taken. The device has been waited for, and nothing uses it any more."""
         while self._taken:
             self._gpu.context.free(self._taken.pop())
+
+    def rehome_events(self, handle: int) -> None:
+        """See Gpu.detach."""
+        own = self._gpu.own.raw
+        with self._lock:
+            for events, _ in self._owners:
+                for number, (event, stream) in enumerate(events):
+                    if stream == handle:
+                        self._gpu.context.record_event(event, own)
+                        events[number] = event, own
 
     def rehome(self, gone: int) -> None:
         """The free memory of a stream that has ended is the device's own stream's, which has waited for it."""

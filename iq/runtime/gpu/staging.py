@@ -30,7 +30,7 @@ class Staging:
         self._address = 0
         self._ring: Bytes = np.empty(0, np.uint8)
         self._head = self._tail = 0  # counted on and on: a place in the ring is one of these modulo its size
-        self._busy: deque[tuple[int, int]] = deque()  # where a piece ends, and the event after which it is free
+        self._busy: deque[tuple[int, int, int]] = deque()  # where a piece ends, the event after which it is free, and that event's stream
         self._events: list[int] = []  # to be recorded again
 
     def write(self, stream: Stream, address: int, data: Bytes) -> None:
@@ -67,9 +67,18 @@ class Staging:
                 take()
         return data
 
+    def rehome(self, handle: int) -> None:
+        """See Gpu.detach."""
+        own = self._gpu.own.raw
+        with self._lock:
+            for number, (end, event, stream) in enumerate(self._busy):
+                if stream == handle:
+                    self._gpu.context.record_event(event, own)
+                    self._busy[number] = end, event, own
+
     def close(self) -> None:
         """Free the ring, whose copies are done."""
-        for event in [*self._events, *(event for _, event in self._busy)]:
+        for event in [*self._events, *(event for _, event, _ in self._busy)]:
             self._gpu.context.destroy_event(event)
         if self._address:
             self._gpu.context.free_host(self._address)
@@ -86,7 +95,7 @@ class Staging:
             self._head += -self._head % RING_BYTES  # not around the ring's end
         at, end = self._head % RING_BYTES, self._head + nbytes
         while self._busy and (end - self._tail > RING_BYTES or len(self._busy) >= _MOST_EVENTS):
-            self._tail, event = self._busy.popleft()
+            self._tail, event, _ = self._busy.popleft()
             context.synchronize_event(event)
             self._events.append(event)
         self._head = -(-end // _ALIGNMENT) * _ALIGNMENT
@@ -95,7 +104,10 @@ class Staging:
     def _commit(self, stream: Stream) -> int:
         """The piece reserved last is free when the stream has got so far. Returns the event."""
         context = self._gpu.context
+        if stream.foreign:  # which may end, or be captured, without a word
+            self._gpu.order(stream, self._gpu.own)
+            stream = self._gpu.own
         event = self._events.pop() if self._events else context.create_event()
         context.record_event(event, stream.raw)
-        self._busy.append((self._head, event))
+        self._busy.append((self._head, event, stream.raw))
         return event

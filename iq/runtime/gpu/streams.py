@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from iq.errors import DeviceError
 from iq.runtime.gpu.pool import Block
@@ -34,7 +35,7 @@ class Stream:
         self._shared = int(foreign)  # whether somebody else knows the handle, and may be capturing
         self.graph: Graph | None = None
         self._lock = threading.Lock()  # the dispatches of a call share the workspace: calls must not mix
-        self._workspace = Block(0, 0)
+        self._workspace = self._workspace_bytes = 0  # its address and size
         self.blocks: list[Block] = []  # the workspace, and those that it has outgrown
 
     @property
@@ -69,13 +70,16 @@ class Stream:
         if other is self:
             return
         if other.graph is not None and self.graph is None:
+            if not self.foreign:
+                self.gpu.detach(self.raw)
             other.graph.join(self)
         self.gpu.order(other, self)
 
-    def launch(self, plan: Plan, addresses: Sequence[int], scratch: Callable[[int], int] | None = None) -> None:
+    def launch(self, plan: Plan, addresses: Sequence[int], like: Any = None) -> None:
         """Enqueue a plan with the addresses of its inputs and outputs. Raises DeviceError.
 
-        scratch: gives the address of so many bytes, for a stream that somebody else captures: iq's workspace cannot be in their graph.
+        like: a tensor of torch's on the device. Where somebody else captures the stream, whose graph cannot keep iq's workspace, scratch
+        memory is taken from torch: its allocator knows of the capture.
         """
         gpu = self.gpu
         if gpu.unusable:
@@ -88,12 +92,13 @@ class Stream:
             status = run(plan.packed, self.raw, 0, *addresses, fresh.address)
         else:
             with self._lock:
-                if plan.scratch <= self._workspace.nbytes or self._grow(plan):
-                    status = run(plan.packed, self.raw, self._shared, *addresses, self._workspace.address)
+                if plan.scratch <= self._workspace_bytes or self._grow(plan):
+                    status = run(plan.packed, self.raw, self._shared, *addresses, self._workspace)
                 else:
                     status = CAPTURING
-            if status == CAPTURING and scratch is not None:
-                status = run(plan.packed, self.raw, 0, *addresses, scratch(plan.scratch))
+            if status == CAPTURING and like is not None:
+                theirs = like.new_empty(plan.scratch, dtype=sys.modules["torch"].uint8)
+                status = run(plan.packed, self.raw, 0, *addresses, theirs.data_ptr())
         if status:
             self._failed(status, plan)
 
@@ -106,7 +111,7 @@ class Stream:
             return False
         grown = self.gpu.pool.block(max(_SMALLEST_WORKSPACE, 1 << (plan.scratch - 1).bit_length()))
         self.blocks.append(grown)
-        self._workspace = grown
+        self._workspace, self._workspace_bytes = grown.address, grown.nbytes
         return True
 
     def _failed(self, status: int, plan: Plan) -> None:
