@@ -149,7 +149,7 @@ class QTensor:
         product = self._products.get((x.layout, via)) or self._product(x, via, on)
         if out is None:
             out = device.empty(product.shape, _F32, on)
-        elif out.layout != product.out or out.device is not device or out.overlaps(x, packed):
+        elif not isinstance(out, Buffer) or out.layout != product.out or out.device is not device or out.overlaps(x, packed):
             self._refuse_out(out, product.shape, x)
         if product.prepared is None:
             out.fill_zero(stream=stream)
@@ -219,7 +219,9 @@ class QTensor:
         check_sizes(op, K=k)
         return n, k
 
-    def _refuse_out(self, out: Buffer, shape: tuple[int, ...], x: Buffer) -> NoReturn:
+    def _refuse_out(self, out: Any, shape: tuple[int, ...], x: Buffer) -> NoReturn:
+        if not isinstance(out, Buffer):
+            raise DtypeError(f"matmul: out is a buffer of the weight's device, got {type(out).__name__}")
         if out.shape != shape:
             raise ShapeError(f"matmul: out has shape {out.shape}, the result has {shape}")
         if out.element != "f32":
@@ -237,7 +239,7 @@ def quantize_q8_1(x: Array | Buffer, device: Device | str | None = None, padding
     device: None is x's own where x is a buffer, else the default device. Raises ShapeError, DtypeError, LayoutError or DeviceError.
     """
     fmt = format_of("q8_1")
-    if padding < 1 or padding % fmt.block_size:
+    if not isinstance(padding, int) or padding < 1 or padding % fmt.block_size:
         raise ShapeError(f"quantize_q8_1: padding {padding} is no multiple of {fmt.block_size}")
     on = x.device if device is None and isinstance(x, Buffer) else _device(device)
     buffer = _put(x, on, "quantize_q8_1", stream)

@@ -251,10 +251,10 @@ def spare_bytes(tensor: Any) -> int:
 
 
 def _on_gpu(tensor: Any, device: Device, index: int, copy: bool | None, spare: bool) -> Buffer:
-    from iq.runtime.foreign import ForeignMemory, prepare  # here, for it takes in the GPUs' part, which a CPU does without
+    from iq.runtime.foreign import ForeignMemory  # here, for it takes in the GPUs' part, which a CPU does without
 
     gpu = cast("Gpu", device._backend)
-    prepare(gpu)
+    gpu.collect()
     gpu.order(gpu.stream(current_stream(index)), gpu.own)
     memory = ForeignMemory(gpu, tensor.data_ptr(), tensor.numel(), tensor)
     shared = Buffer(device, memory, 0, tuple(tensor.shape), dtype_of("u8"))

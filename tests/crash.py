@@ -69,6 +69,11 @@ class From:
 
 
 GPUS = weakref.WeakSet()
+OPEN = []  # of them those that iq drives itself: what it leaves behind shows though nothing else keeps them
+
+
+def holds(gpu):
+    return gpu.handles or gpu.memory.allocations()
 
 
 def emulated(fails=None, processor=None, form=lambda module: module(), kernels_of=None, how=None):
@@ -77,7 +82,10 @@ def emulated(fails=None, processor=None, form=lambda module: module(), kernels_o
     gpu = EmulatedGpu(f"emulated:{processor}", launch=Launcher(fails))
     GPUS.add(gpu)
     provider = From(TARGETS[kernels_of or processor], form)
-    return runtime.Device(gpu.runtime, provider=provider, runtime=how or random.choice(("launch", "iree"))), gpu
+    device = runtime.Device(gpu.runtime, provider=provider, runtime=how or random.choice(("launch", "iree")))
+    if device.runtime == "launch":
+        OPEN[:] = [*filter(holds, OPEN), gpu]
+    return device, gpu
 
 
 def cpu(form=lambda module: module()):
@@ -311,7 +319,7 @@ def main(count, seed):
     kept.clear()
     gc.collect()
     deadline = time.monotonic() + 10
-    while (left := [gpu for gpu in GPUS if gpu.handles]) and time.monotonic() < deadline:
+    while (left := {gpu for gpu in (*GPUS, *OPEN) if holds(gpu)}) and time.monotonic() < deadline:
         time.sleep(0.01)  # IREE frees on threads of its own
     print(f"{count} failures, {len(left)} devices left, {time.monotonic() - started:.1f} s")
     return bool(left)

@@ -108,6 +108,31 @@ def test_a_cycle_that_holds_a_device_and_its_buffers(environment, how):
     assert eventually(lambda: not gpu.handles and not gpu.memory.allocations())
 
 
+def test_a_device_that_has_taken_in_what_it_gave_out(environment):
+    """The producer's end cannot be seen by Python's collector."""
+    device, gpu = emulated(how="launch")
+    buffer = device.put(X)
+    shared, part = device.from_dlpack(buffer), device.from_dlpack(buffer[1:])
+    shared.fill_zero(stream=device.stream())
+    part.fill_zero(stream=device.stream())
+    assert not buffer.numpy().any()
+    del device, buffer, shared, part
+    assert eventually(lambda: not gpu.handles and not gpu.memory.allocations())
+
+
+def test_a_lost_gpu_gives_back_all(environment):
+    device, gpu = emulated(fails=1, how="launch")
+    w, stream = weight(device), device.stream()
+    with device.capture() as graph:
+        device.zeros(4, "f32")
+    graph.launch(stream)
+    with pytest.raises(Planted):
+        w.matmul(X).numpy()
+    assert not device.usable
+    del device, w, stream, graph
+    assert eventually(lambda: not gpu.handles and not gpu.memory.allocations())
+
+
 @pytest.mark.parametrize("how", ["launch", "iree"])
 def test_a_buffer_of_another_device(environment, how):
     (device, _), (other, _) = emulated(processor="gfx1100", how=how), emulated(processor="gfx1100", how=how)
@@ -224,6 +249,58 @@ for _ in range(5):
 stop.set()
 """
     assert python("-c", code, "2") == ("", "", 0)
+
+
+def test_a_fork_while_another_thread_holds_every_lock(environment):
+    """The child is refused before it comes to one, also where it was forked within a capture."""
+    code = """
+import os, threading
+import iq
+from crash import X, emulated, weight
+
+device = emulated(how="launch")[0]
+w, x, stream = weight(device), device.put(X), device.stream()
+w.matmul(x)
+gpu = device._backend
+locks = [gpu.pool.lock, gpu.capturing, gpu.ordering, gpu.staging._lock, gpu.own._lock, device.library._loading]
+held, forked = threading.Event(), threading.Event()
+
+def hold():
+    for lock in locks: lock.acquire()
+    held.set()
+    forked.wait()
+    for lock in locks: lock.release()
+
+def child():
+    refused = 0
+    calls = [
+        lambda: x.copy_from(X), lambda: x.copy_from(x), x.fill_zero, x.numpy, lambda: w.matmul(x), device.synchronize, stream.synchronize,
+        lambda: stream.wait(device.stream_of(None)), graph.launch, lambda: device.from_dlpack(x), lambda: x.__dlpack__(stream=None),
+    ]
+    for call in calls:
+        try:
+            call()
+        except iq.errors.DeviceError as error:
+            refused += "forked" in str(error)
+    os._exit(refused != len(calls))
+
+with device.capture() as graph:
+    duplicate = x.copy()
+thread = threading.Thread(target=hold)
+try:
+    with device.capture():
+        thread.start()
+        held.wait()
+        pid = os.fork()
+        if pid: forked.set(), thread.join()
+except iq.errors.DeviceError as error:
+    assert not pid and "forked" in str(error)
+    child()
+assert os.waitpid(pid, 0)[1] == 0
+graph.launch()
+print((duplicate.numpy() == X).all())
+"""
+    assert python("-c", code) == ("True\n", "", 0)
 
 
 # ---- Exits

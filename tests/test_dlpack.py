@@ -423,16 +423,14 @@ def test_a_graph_keeps_a_producer(gpu):
     assert owner() is None
 
 
-def test_nothing_is_taken_in_where_the_devices_stream_is_captured(gpu):
-    """It joins a capture by waiting for what is captured."""
-    producer, own = wrapped(gpu.zeros((4,), "f32")), gpu.stream_of(None)
-    with gpu.capture():
-        captured = gpu.stream_of(None)
-        own.wait(captured)
-        with pytest.raises(DeviceError, match="being captured"):
-            gpu.from_dlpack(producer)
-        captured.wait(own)
-    assert producer.streams == []
+def test_what_is_taken_in_while_a_thread_captures_waits_for_its_producer(gpu):
+    held, own = gpu.put(np.arange(4, dtype=np.float32)), gpu.stream_of(None)
+    producer = wrapped(held)
+    with gpu.capture() as graph:
+        duplicate = gpu.from_dlpack(producer).copy()
+    assert producer.streams == [own.handle]
+    graph.launch()
+    assert np.array_equal(duplicate.numpy(), np.arange(4))
 
 
 def test_what_kernels_may_read_past_is_not_shared(gpu, rng):

@@ -2,7 +2,9 @@
 
 import gc
 import threading
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -320,6 +322,159 @@ def test_two_threads_capture_at_once(device, rng):
     for graph, y in made.values():
         graph.launch()
         assert close(y, now, exact)
+
+
+@emulator
+def test_captures_that_fail_leave_nothing_behind(environment, rng):
+    device, gpu = emulated()
+    w, exact = weights(device, rng)
+    x = device.put(now := activations(rng))
+    y, before = w.matmul(x), None
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), device.capture():
+            w.matmul(x, out=y)
+            1 / 0  # noqa: B018
+        gc.collect()
+        device.synchronize()
+        before = before or gpu.handles
+    assert gpu.handles == before
+    assert close(w.matmul(x), now, exact)
+
+
+@emulator
+@pytest.mark.parametrize("name", ["begin_capture", "end_capture"])
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interrupt_leaves_no_stream_captured(environment, rng, monkeypatch, name, late):
+    """Before the driver begins or ends the capture, or after."""
+    device, _ = emulated()
+    w, exact = weights(device, rng)
+    x, stream = device.put(now := activations(rng)), device.stream()
+    w.matmul(x)
+    context = device._backend.context
+    does, times = getattr(context, name), iter([True])
+
+    def interrupted(handle):
+        first = next(times, False)
+        if first and not late:
+            raise KeyboardInterrupt
+        given = does(handle)
+        if first:
+            raise KeyboardInterrupt
+        return given
+
+    monkeypatch.setattr(context, name, interrupted)
+    with pytest.raises(KeyboardInterrupt), device.capture(stream):
+        w.matmul(x)
+    assert close(w.matmul(x), now, exact)
+    assert close(w.matmul(x, stream=stream), now, exact)
+    device.synchronize()
+    with device.capture(stream) as graph:
+        y = w.matmul(x)
+    graph.launch()
+    assert close(y, now, exact)
+
+
+def test_two_captures_are_not_merged(device, rng):
+    x, first, second = device.put(activations(rng)), device.stream(), device.stream()
+    together, graphs = threading.Barrier(2), []
+
+    def work():
+        with device.capture(second) as graph:
+            together.wait()
+            together.wait()
+            x.fill_zero()
+        graphs.append(graph)
+
+    thread = threading.Thread(target=work)
+    with device.capture(first) as graph:
+        thread.start()
+        together.wait()
+        for one, other in ((first, second), (second, first)):
+            with pytest.raises(DeviceError, match="captured in another graph"):
+                one.wait(other)
+        together.wait()
+        thread.join()
+        duplicate = x.copy()
+    for each in (*graphs, graph):
+        each.launch()
+    assert not duplicate.numpy().any()
+
+
+def test_streams_that_others_give_work_to_join_no_capture(device, rng):
+    x, stream = device.put(now := activations(rng)), device.stream()
+    own, theirs = device.stream_of(None), device._backend.context.create_stream()
+    with device.capture(stream) as graph:
+        for given, said in ((own, "every thread's"), (device.stream_of(theirs), "somebody else's")):
+            with pytest.raises(DeviceError, match=rf"{said}, and cannot be captured: only streams of Device\.stream\(\) can"):
+                given.wait(stream)
+        duplicate = x.copy()
+    graph.launch()
+    assert np.array_equal(duplicate.numpy(), now)
+    device._backend.context.destroy_stream(theirs)
+
+
+@emulator
+def test_what_a_stream_had_to_do_before_it_joined_is_done(environment, rng):
+    now = activations(rng)
+    for seed in range(1, 6):
+        device, _ = emulated(seed=seed)
+        w, exact = weights(device, rng)
+        x, first, second = device.put(now), device.stream(), device.stream()
+        w.matmul(x)
+        with device.capture(first):
+            y = w.matmul(x, stream=second)
+            second.wait(first)
+            with ThreadPoolExecutor(1) as thread:
+                assert close(thread.submit(y.numpy).result(), now, exact)
+            first.wait(second)
+
+
+@emulator
+def test_replays_of_two_threads_follow_one_another(environment, rng, monkeypatch):
+    """Each makes one more of the bytes what the first is."""
+    device, _ = emulated()
+    row, moved = device.put(np.eye(1, 64, dtype=np.uint8)[0]), device.zeros(63, "u8")
+    with device.capture() as graph:
+        moved.copy_from(row[:63])
+        row[1:].copy_from(moved)
+    context = device._backend.context
+    launch = context.launch_graph
+
+    def slowly(*arguments):
+        time.sleep(0.002)
+        launch(*arguments)
+
+    monkeypatch.setattr(context, "launch_graph", slowly)
+
+    def work(_):
+        stream = device.stream()
+        for _ in range(3):
+            graph.launch(stream)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(work, range(2)))
+    assert row.numpy().sum() == 7
+
+
+def test_threads_capture_and_drop_streams(device, rng):
+    """While one waits for all streams, none of them is captured or destroyed."""
+    w, exact = weights(device, rng)
+    x = device.put(now := activations(rng, 1))
+    w.matmul(x)
+
+    def work(seed):
+        random = np.random.default_rng(seed)
+        for _ in range(8):
+            stream = device.stream()
+            with device.capture(stream if random.random() < 0.5 else None) as graph:
+                y = w.matmul(x)
+            graph.launch(stream)
+            if random.random() < 0.5:
+                device.synchronize()
+        return close(y, now, exact)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(work, range(4)))
 
 
 def test_a_graph_keeps_what_it_uses_and_no_more(device, rng):

@@ -18,6 +18,7 @@ from conftest import BUNDLE, SPEC, OnDemandFor
 import iq
 from iq import runtime
 from iq.emulator.device import EmulatedGpu
+from iq.emulator.memory import Memory
 from iq.errors import DeviceError
 from iq.runtime.gpu import pool
 from iq.targets import TARGETS
@@ -33,10 +34,13 @@ def device(environment, request):
     return iq.Device(request.param, bundle=BUNDLE)
 
 
-def emulated(processor="gfx1100", seed=1, keep=False):
-    """A device of its own, whose streams run in an order drawn from `seed`; keep: with memory and scratch kept as on a real GPU."""
-    gpu = EmulatedGpu(f"emulated:{processor}")
-    opened = runtime.Device(gpu.runtime, provider=OnDemandFor(TARGETS[processor]))
+def emulated(processor="gfx1100", seed=1, keep=False, provider=None, **options):
+    """A device of its own, whose streams run in an order drawn from `seed`; keep: with memory and scratch kept as on a real GPU.
+
+    provider: of its kernels, by default the compiler. options: as EmulatedGpu takes them.
+    """
+    gpu = EmulatedGpu(f"emulated:{processor}", **options)
+    opened = runtime.Device(gpu.runtime, provider=provider or OnDemandFor(TARGETS[processor]))
     gpu.defer(seed)
     if keep:
         opened._backend.pool = pool.Pool(opened._backend, keep=True)
@@ -179,8 +183,12 @@ def test_streams_of_other_devices_are_refused(device, rng):
             call(other.stream())
         with pytest.raises(DeviceError, match=r"no stream|same device"):
             call("s")
-    with pytest.raises(DeviceError, match="no stream"):
-        w.matmul(x, stream=-1)
+    for given in (-1, 1 << 64, True, 2.5):
+        with pytest.raises(DeviceError, match="no stream"):
+            w.matmul(x, stream=given)
+    for given in (1, 2):  # CUDA's names for special streams
+        with pytest.raises(DeviceError, match="invalid resource handle"):
+            w.matmul(x, stream=given)
 
 
 def test_a_dropped_stream_finishes_its_work(device, rng):
@@ -195,7 +203,7 @@ def test_a_dropped_stream_finishes_its_work(device, rng):
 
 def test_threads_with_streams_of_their_own(device, rng):
     made = [weights(device, rng) for _ in range(2)]
-    calls = 1000 if SPEC != "cpu" else int(os.environ.get("IQ_STREAM_CALLS", 12))
+    calls = 1000 if SPEC != "cpu" else int(os.environ.get("IQ_STREAM_CALLS", "12"))
 
     def work(seed):
         mine, stream = np.random.default_rng(seed), device.stream()
@@ -275,6 +283,21 @@ def test_memory_that_somebody_elses_stream_used_waits_for_the_device(kept, rng):
 
 
 @emulator
+def test_what_was_made_on_somebody_elses_stream_is_waited_for(environment, rng):
+    for seed in range(1, 7):
+        device, _ = emulated(seed=seed, keep=seed % 2 == 0)
+        w, exact = weights(device, rng, n=K)
+        x, theirs = rng.standard_normal((1, K), dtype=np.float32), device._backend.context.create_stream()
+        w.matmul(x)
+        for stream in (None, device.stream()):
+            y = device.put(x, stream=theirs)
+            assert close(w.matmul(y, stream=stream), x, exact)
+            y = w.matmul(x, stream=theirs)
+            want = w.matmul(w.matmul(x)).numpy()
+            assert np.array_equal(w.matmul(y, stream=stream).numpy(), want)
+
+
+@emulator
 def test_the_workspace_grows_and_what_it_was_stays(kept, rng):
     device, gpu = kept
     w, exact = weights(device, rng, k=2048, n=8)
@@ -348,6 +371,7 @@ def test_no_event_is_looked_at_whose_stream_is_gone_or_captured(environment, rng
     gc.collect()
     for _ in range(3):
         device.put(large)
+    other = device.stream()
     assert len(gone) == 2
     buffer = device.put(large, stream=first)
     with device.capture(first) as graph:
@@ -356,8 +380,36 @@ def test_no_event_is_looked_at_whose_stream_is_gone_or_captured(environment, rng
         with ThreadPoolExecutor(1) as thread:
             for _ in range(4):
                 assert np.array_equal(thread.submit(lambda: device.put(large).numpy()).result(), large)
+        with ThreadPoolExecutor(1) as thread:
+            for _ in range(4):
+                thread.submit(lambda: device.put(large, stream=other)).result()
     graph.launch()
     assert np.array_equal(buffer.numpy(), large)
+
+
+@emulator
+def test_memory_that_a_stream_is_to_free_is_waited_for(environment, monkeypatch):
+    monkeypatch.setattr("iq.emulator.device.Memory", lambda: Memory(96 << 20))  # the ring of copies takes a third of it
+    device, _ = emulated()
+    for _ in range(3):
+        buffer = device.zeros(50 << 20, "u8")
+        del buffer
+    with device.capture() as graph:
+        buffer = device.zeros(50 << 20, "u8")
+    graph.launch()
+    assert not buffer.numpy().any()
+
+
+@emulator
+def test_a_thread_whose_device_is_gone_uses_another(environment):
+    """It may have the number that the first one had."""
+    with ThreadPoolExecutor(1) as thread:
+        for _ in range(3):
+            device, _ = emulated()
+            assert np.array_equal(thread.submit(lambda d: d.put(np.arange(9)).numpy(), device).result(), np.arange(9))
+            thread.submit(gc.collect).result()
+            del device, _
+            gc.collect()
 
 
 # ---- Failures

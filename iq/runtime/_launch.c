@@ -32,6 +32,8 @@ static int launch(const header *h, const step *steps, void *stream, int exclusiv
   if (exclusive && (status = h->is_capturing(stream, &capturing))) return status;
   if (capturing) return CAPTURING;
   for (const step *s = steps; s < steps + h->steps; ++s) {
+    // Of each slot both APIs read as many bytes as the kernel's metadata say (HIP: ihipLaunchKernel_validate or ihipLaunchKernelCommand of
+    // clr/hipamd/src/hip_module.cpp, desc.size_): an i32 is the low half of its 8.
     void *arguments[MAX_ARGUMENTS];
     for (uint32_t i = 0; i < s->arguments; ++i) arguments[i] = &filled[s->slots[i]];
     status = h->launch((void *)s->function, s->grid[0], s->grid[1], s->grid[2], s->block[0], s->block[1], s->block[2], s->shared, stream,

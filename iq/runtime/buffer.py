@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -205,10 +205,10 @@ class Buffer:
 
     def reshape(self, shape: int | Sequence[int]) -> Buffer:
         """The same elements in another shape; one -1 stands for what is left. Raises ShapeError when the elements do not fill it."""
-        dims = [shape] if isinstance(shape, int) else list(shape)
-        known = math.prod(n for n in dims if n != -1)
-        if dims.count(-1) == 1 and known:
-            dims[dims.index(-1)] = self.size // known
+        dims = list(shape) if isinstance(shape, Iterable) else [shape]
+        left = [axis for axis, n in enumerate(dims) if isinstance(n, int | np.integer) and n == -1]
+        if len(left) == 1 and (known := math.prod(check_shape([*dims[: left[0]], *dims[left[0] + 1 :]], "reshape"))):
+            dims[left[0]] = self.size // known
         wanted = check_shape(dims, "reshape")
         if math.prod(wanted) != self.size:
             raise ShapeError(f"reshape: {self!r} has {self.size} elements, the shape {wanted} takes {math.prod(wanted)}")

@@ -69,18 +69,8 @@ def take(device: Device, backend: Backend, array: Any, copy: bool | None, stream
     return device.put(array.numpy() if isinstance(array, Buffer) else _brought_to_host(array, lies), copy=None, stream=stream)
 
 
-def prepare(gpu: Gpu) -> None:
-    """To be called before memory of a GPU is taken in. Raises DeviceError on a lost one, and while its own stream is being captured."""
-    if gpu.own.graph is not None:
-        raise DeviceError(
-            f"{gpu.own!r} is being captured, and cannot wait for what another library has enqueued: capture on another stream"
-        )
-    gpu.check_usable()
-    gpu.collect()
-
-
 def _in_place(device: Device, gpu: Gpu, array: Any, copy: bool | None, stream: Any, writable: bool) -> Buffer:
-    prepare(gpu)
+    gpu.collect()
     imported = dlpack.load(_capsule(array, stream=gpu.own.raw))
     if imported.device != device.dlpack_device:
         raise DeviceError(
@@ -89,7 +79,9 @@ def _in_place(device: Device, gpu: Gpu, array: Any, copy: bool | None, stream: A
         )
     if not imported.nbytes:
         return device.alloc(imported.shape, imported.dtype, stream=stream)
-    memory = ForeignMemory(gpu, imported.address, imported.nbytes, imported.keep)
+    # What is iq's own is kept as such: through a library, the device would keep what keeps the device, and Python could not see it.
+    owner = gpu.pool.exporter(imported.address, imported.nbytes) or imported.keep
+    memory = ForeignMemory(gpu, imported.address, imported.nbytes, owner)
     buffer = Buffer(device, memory, 0, imported.shape, dtype_of(imported.dtype))
     if imported.readonly and writable:
         why = "it is read-only"

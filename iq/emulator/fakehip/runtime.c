@@ -97,7 +97,13 @@ API hipCtxPushCurrent(device *d) { if (depth == MAX_DEPTH) return INVALID_CONTEX
 API hipCtxPopCurrent(device **d) { if (!depth) return INVALID_CONTEXT; --depth; if (d) *d = contexts[depth]; return SUCCESS; }
 API hipCtxGetCurrent(device **d) { *d = current(); return SUCCESS; }
 API hipCtxSetCurrent(device *d) { if (!depth) return hipCtxPushCurrent(d); contexts[depth - 1] = d; return SUCCESS; }
-API hipGetDevice(int *ordinal) { device *d = current(); if (d) *ordinal = d->ordinal; return d ? SUCCESS : INVALID_CONTEXT; }
+// A device that is gone is no thread's current one: its number may be another's by now.
+API hipGetDevice(int *ordinal) {
+  device *d = current();
+  if (!d || get_device(d->ordinal) != d) return INVALID_CONTEXT;
+  *ordinal = d->ordinal;
+  return SUCCESS;
+}
 API hipSetDevice(unsigned ordinal) { device *d = get_device((int)ordinal); return d ? hipCtxSetCurrent(d) : INVALID_DEVICE; }
 API hipDevicePrimaryCtxRetain(device **out, int ordinal) {
   device *d = get_device(ordinal);
@@ -242,7 +248,8 @@ API hipGetDeviceProperties(hipDeviceProp_tR0000 *out, int ordinal) {
 
 handle *known(void *p, enum handle_kind kind) {
   handle *h = p;
-  return h && h->kind == (int)kind ? h : NULL;
+  // Small numbers are not addresses: CUDA has them for special streams, which nothing here asks for.
+  return (uint64_t)p >= 4096 && h->kind == (int)kind ? h : NULL;
 }
 
 void *create(enum handle_kind kind, size_t size, int *status) {

@@ -6,12 +6,17 @@
 
 // ---- Allocations
 
+static int take(device *d, void **out, size_t size, enum memory_kind kind) {
+  *out = (void *)memory_allocate(d->memory, size, kind);
+  // As drivers do before they give up: there is what hipFreeAsync has queued.
+  if (!*out && d->deferred && !wait_for(d, NULL, NULL)) *out = (void *)memory_allocate(d->memory, size, kind);
+  return *out ? SUCCESS : OUT_OF_MEMORY;
+}
+
 static int allocate(void **out, size_t size, enum memory_kind kind) {
   int status;
   device *d = usable(current(), &status);
-  if (!d || (status = capture_forbids(d))) return status;
-  *out = (void *)memory_allocate(d->memory, size, kind);
-  return *out ? SUCCESS : OUT_OF_MEMORY;
+  return !d || (status = capture_forbids(d)) ? status : take(d, out, size, kind);
 }
 
 // Once all that is queued is done, on whatever thread. What a failed device has is freed all the same.
@@ -46,8 +51,7 @@ API hipMallocAsync(void **p, size_t size, void *s) {
   int status;
   device *d = on(s, &status);
   if (!d || (status = capture_forbids_waiting(d, stream_of(d, s)))) return status;  // nodes that allocate are not emulated
-  *p = (void *)memory_allocate(d->memory, size, MEMORY_DEVICE);
-  return *p ? SUCCESS : OUT_OF_MEMORY;
+  return take(d, p, size, MEMORY_DEVICE);
 }
 API hipMallocFromPoolAsync(void **p, size_t size, void *pool, void *s) {
   int status;

@@ -208,7 +208,8 @@ HIP = Api(
     name="hip",
     functions={name: Function(hip, arguments) for name, (_, hip, arguments) in _COMMON.items()}
     | {
-        # By the device's number: hipCtxSetCurrent is deprecated, and changes the device as well.
+        # By the device's number: hipCtxSetCurrent is deprecated, and changes the device as well. A thread without a device has number 0
+        # from its first call on (HIP_INIT of hip_internal.hpp); hipSetDevice only sets a thread-local pointer (hip_context.cpp).
         "get_current": Function("hipGetDevice", (_P,)),
         "set_current": Function("hipSetDevice", (_I,)),
         "properties": Function("hipGetDevicePropertiesR0600", (_P, _I)),
@@ -223,6 +224,7 @@ HIP = Api(
     },
     # HIP documents none. These are its names for what is sticky with CUDA: illegal address, timeout, destroyed context, assert, launch
     # failure. A runtime that reports a page fault at all gives it from every later call (ROCm/rocm-systems, pull request 10656, tests it).
+    # A workgroup beyond the bounds that its kernel was compiled for gives 719 as well (ihipLaunchKernel_validate of hip_module.cpp).
     sticky=frozenset({700, 702, 709, 710, 719}),
     current=lambda context, device: device,
     words=_hip_words,

@@ -7,8 +7,8 @@ destroys.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
 from typing import Any
 
@@ -150,6 +150,12 @@ class Context:
         if not self._closed:
             self._closed = True
             self.driver.check(self.driver.call("release_context", self._device), f"closing {self}")
+
+    def each(self, destroy: Callable[[int], None], handles: Iterable[int]) -> None:
+        """Destroy several of a kind. On a device that is lost, the driver says of each that it failed."""
+        for handle in handles:
+            with suppress(DriverError):
+                destroy(handle)
 
     @property
     def entry_points(self) -> EntryPoints:

@@ -31,15 +31,23 @@ _SHARED_UNASKED = 48 << 10
 
 _FORKED = "it was opened by the process that this one was forked from: open devices after the fork, or start processes with spawn"
 
-_gpus: weakref.WeakSet[Gpu] = weakref.WeakSet()
+_gpus: weakref.WeakValueDictionary[int, Gpu] = weakref.WeakValueDictionary()
+
+
+def _all_gpus() -> list[Gpu]:
+    """Those that are open. Others may be opened meanwhile, which a loop over `_gpus` itself would not bear."""
+    return [gpu for reference in _gpus.valuerefs() if (gpu := reference()) is not None]
 
 
 class Gpu:
     """A GPU. Safe to use from several threads.
 
-    own: the stream of calls that name none. captures: the streams that threads are capturing, by thread; capturing is held where a capture
-    begins or ends, and where the device as a whole is waited for, which would break a capture. unusable: why it cannot be used
+    own: the stream of calls that name none. captures: the streams that threads are capturing, by thread. unusable: why it cannot be used
     any more, "" while it can. fresh_scratch: whether every call gets scratch memory of its own, rather than its stream's workspace.
+
+    Locks, in the order in which a thread takes them, each after it has found the device usable: pool.lock, of memory; capturing, where
+    the device as a whole is waited for, which would break a capture; ordering, where a stream waits for another. Where a capture begins all
+    are held: whether a stream is captured does not change meanwhile.
     """
 
     runtime = "launch"
@@ -57,10 +65,12 @@ class Gpu:
         self.unusable = ""
         self.captures: dict[int, Stream] = {}
         self.capturing = threading.RLock()
+        self.ordering = threading.RLock()
         self.fresh_scratch = pending_error is not None
         self._pending_error = pending_error or (lambda: None)
         self._foreign: dict[int | tuple[int, int], Stream] = {}
         self._modules: list[int] = []
+        self._images: list[bytes] = []  # HIP makes no copy of what a module is loaded from (FatBinaryInfo::AddDevProgram of hip_fatbin.cpp)
         self._streams: set[int] = set()
         self._ours: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
         self.graphs: set[int] = set()  # those that can be launched
@@ -70,7 +80,7 @@ class Gpu:
         self.pool = Pool(self, keep=pending_error is None)
         self.staging = Staging(self)
         self.own = self.create_stream()
-        _gpus.add(self)
+        _gpus[id(self)] = self
 
     def __del__(self) -> None:
         if not sys.is_finalizing() and getattr(self, "unusable", _FORKED) != _FORKED:
@@ -129,22 +139,23 @@ class Gpu:
             if given.gpu is not self:
                 raise DeviceError(f"{given!r} is a stream of another device than {self.name}")
             return given
-        if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+        if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < 1 << 64:
             raise DeviceError(f"{given!r} is no stream: expected one of Device.stream(), or the driver's handle as an integer")
         # 2 stands for another stream in each thread: cudaStreamPerThread and hipStreamPerThread.
         key = (given, get_ident()) if given == 2 else given
-        found = self._foreign.get(key) or self._ours.get(given)
+        found = self._ours.get(given) or self._foreign.get(key)
         return found or self._foreign.setdefault(key, Stream(self, given, foreign=True))
 
     def order(self, first: Stream, then: Stream) -> None:
         """Let a stream wait for what has been enqueued on another one so far."""
         if first is then:
             return
-        if then.graph is None and first.graph is not None:
-            return  # what is captured does not run; what was enqueued before has been waited for
-        if then.graph is not None and first.graph is None:
-            raise DeviceError(f"{then!r} is being captured and cannot wait for {first!r}, which is not: let it wait before the capture")
-        with self.calls("ordering two streams") as context:
+        with self.calls("ordering two streams") as context, self.ordering:
+            if then.graph is None and first.graph is not None:
+                return  # what is captured does not run; what was enqueued before has been waited for
+            if then.graph is not first.graph:
+                what = "which is captured in another graph" if first.graph else "which is not: let it wait before the capture"
+                raise DeviceError(f"{then!r} is being captured and cannot wait for {first!r}, {what}")
             if then.foreign and context.is_capturing(then.raw):
                 # An event from outside must not be in somebody else's graph.
                 with context.relaxed():
@@ -177,7 +188,7 @@ class Gpu:
     def renew(self, stream: Stream) -> None:
         """Give a stream another handle if the driver still takes it for captured, which has failed; those that joined it are then free.
 
-        hipStreamEndCapture leaves them so after an invalid capture and after one whose streams did not join, where launches would go nowhere
+        hipStreamEndCapture leaves them so after an invalid capture and after one whose streams did not join, and launches would go nowhere
         (hip_graph.cpp of clr/hipamd/src, HIP 5.7 to 7; half of it is mended by ROCm/rocm-systems, pull request 6509). hipStreamDestroy
         ends it for all of them (hip_stream.cpp).
         """
@@ -212,14 +223,13 @@ class Gpu:
         While another thread captures, the device as a whole cannot be waited for: then it is all of its own streams that are not captured,
         and those that are given. Other streams of somebody else's may be gone.
         """
-        with self.calls("the wait for the device") as context:
-            with self.capturing:
-                # hipDeviceSynchronize invalidates the captures of all devices (CHECK_SUPPORTED_DURING_CAPTURE of hip_internal.hpp, HIP 6).
-                if not any(gpu.captures for gpu in list(_gpus) if gpu.context.driver is context.driver):
-                    context.synchronize()
-                    return True
-                graphs = {stream.graph for stream in self.captures.values()}
-                captured = {stream.raw for graph in graphs if graph for stream in graph.streams}
+        with self.calls("the wait for the device") as context, self.capturing:
+            # hipDeviceSynchronize invalidates the captures of all devices (CHECK_SUPPORTED_DURING_CAPTURE, hip_internal.hpp, HIP 6.2).
+            if not any(gpu.captures for gpu in _all_gpus() if gpu.context.driver is context.driver):
+                context.synchronize()
+                return True
+            graphs = {stream.graph for stream in self.captures.values()}
+            captured = {stream.raw for graph in graphs if graph for stream in graph.streams}
             for handle in {*self._streams, *(stream.raw for stream in foreign)} - captured:
                 context.synchronize_stream(handle)
         return False
@@ -229,6 +239,12 @@ class Gpu:
         if (self.captures and get_ident() in self.captures) or (stream is not None and stream.graph is not None):
             raise DeviceError(f"{what} cannot be captured in a graph: do it before the capture, or after")
 
+    def check_capturable(self, stream: Stream) -> None:
+        """Raises DeviceError for a stream that others give work to, which would end in a graph."""
+        if stream.foreign or stream is self.own:
+            whose = "somebody else's" if stream.foreign else "every thread's"
+            raise DeviceError(f"{stream!r} is {whose}, and cannot be captured: only streams of Device.stream() can")
+
     def capture(self, stream: Stream | int | None) -> AbstractContextManager[Graph]:
         """See Device.capture."""
         return self._capture(stream)
@@ -236,9 +252,7 @@ class Gpu:
     @contextmanager
     def _capture(self, given: Stream | int | None) -> Iterator[Graph]:
         stream = self.create_stream() if given is None else self.stream(given)
-        if stream.foreign or stream is self.own:
-            whose = "somebody else's" if stream.foreign else "every thread's"
-            raise DeviceError(f"{stream!r} is {whose}: capture on one of Device.stream(), or name none")
+        self.check_capturable(stream)
         if stream.graph is not None or get_ident() in self.captures:
             raise DeviceError(f"{stream!r} is being captured already; captures do not nest")
         self.wait_for_all()  # what the graph's buffers wait for
@@ -265,8 +279,11 @@ class Gpu:
             raise BytecodeError(f"{module.where} holds no code for {self.name}")
         try:
             with self.calls(f"loading the kernels of {module.where}") as context:
-                images = [context.load_module(image) for image in executable.images]
-                self._modules += images
+                images = []
+                for image in executable.images:
+                    images.append(context.load_module(image))
+                    self._modules.append(images[-1])
+                self._images += executable.images
                 functions = {}
                 for export in executable.exports.values():
                     function = functions[export.name] = context.function(images[export.image], export.name)
@@ -284,7 +301,9 @@ class Gpu:
     # ---- The end
 
     def collect(self) -> None:
-        """Destroy what has been dropped."""
+        """Destroy what has been dropped. Raises DeviceError where the device can no longer be used."""
+        if self.unusable:
+            self.check_usable()
         self.pool.let_go()
         while self.dropped_streams:
             try:
@@ -292,12 +311,18 @@ class Gpu:
             except IndexError:
                 break  # another thread was first
             self.detach(handle)
-            with self.calls("the end of a stream") as context:
-                self.pool.rehome(handle)
-                for block in blocks:
-                    self.pool.give_back(block)
-                self._streams.discard(handle)
-                context.destroy_stream(handle)
+            with self.calls("the end of a stream") as context, self.pool.lock:
+                if not self.capturing.acquire(blocking=False):  # another thread waits for all streams, of which it may be one
+                    self.dropped_streams.append((handle, blocks))
+                    break
+                try:
+                    self.pool.rehome(handle)
+                    for block in blocks:
+                        self.pool.give_back(block)
+                    self._streams.discard(handle)
+                    context.destroy_stream(handle)
+                finally:
+                    self.capturing.release()
         # A HIP graph that still runs must not be destroyed: hipGraphExecDestroy of HIP 5.7 deletes it at once (hip_graph.cpp).
         while self.dropped_graphs and not self.captures and self.wait_for_all():
             try:
@@ -311,15 +336,13 @@ class Gpu:
     def _close(self) -> None:
         # In a cycle, streams and graphs may be dropped after the device: what is destroyed here goes by its handles.
         context = self.context
-        context.synchronize()
-        for executable in self.graphs:
-            context.destroy_exec(executable)
-        for module in self._modules:
-            context.unload_module(module)
+        with suppress(DriverError):  # of a GPU that is lost: the others as well may say so, having done what they are for
+            context.synchronize()
+        context.each(context.destroy_exec, self.graphs)
+        context.each(context.unload_module, self._modules)
         self.pool.close()
         self.staging.close()
-        for handle in self._streams:
-            context.destroy_stream(handle)
+        context.each(context.destroy_stream, self._streams)
         context.close()
 
 
@@ -338,7 +361,7 @@ class Code:
 
 
 def _leave_to_parent() -> None:
-    for gpu in list(_gpus):
+    for gpu in _all_gpus():
         gpu.unusable = _FORKED
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from threading import get_ident
+from threading import RLock, get_ident
 from typing import TYPE_CHECKING
 
 from iq.errors import DeviceError
 
 if TYPE_CHECKING:
+    from iq.runtime.driver import Context
     from iq.runtime.gpu.gpu import Gpu
     from iq.runtime.gpu.pool import GpuMemory
     from iq.runtime.gpu.streams import Stream
@@ -26,6 +27,7 @@ class Graph:
         self._executable = 0
         self._streams: set[Stream] = set()  # on which it was launched
         self._latest: Stream | None = None
+        self._launching = RLock()
 
     def __del__(self) -> None:
         if self._executable:
@@ -42,14 +44,14 @@ class Graph:
             raise DeviceError("a graph cannot be launched before its capture has ended, or after that has failed")
         if on.graph is not None:
             raise DeviceError(f"a graph cannot be launched on {on!r}, which is being captured")
-        if on not in self._streams:
-            for memory in self._memories.values():
-                memory.use(on)
-            self._streams.add(on)
-        if self._latest is not None and self._latest is not on:
-            gpu.order(self._latest, on)
-        self._latest = on
-        with gpu.calls("the launch of a graph") as context:
+        with gpu.calls("the launch of a graph") as context, self._launching:
+            if on not in self._streams:
+                for memory in self._memories.values():
+                    memory.use(on)
+                self._streams.add(on)
+            if self._latest is not None and self._latest is not on:
+                gpu.order(self._latest, on)
+            self._latest = on
             context.launch_graph(self._executable, on.raw)
 
     # ---- For the capture
@@ -58,44 +60,70 @@ class Graph:
         """Memory that what is captured uses."""
         self._memories[id(memory)] = memory
 
-    def join(self, stream: Stream) -> None:
-        """A stream that is captured from now on."""
+    def join(self, stream: Stream, other: Stream) -> None:
+        """Let a stream wait for one that is captured: it is so as well from now on. Raises DeviceError."""
+        gpu = self._gpu
+        gpu.check_capturable(stream)
+        with self._beginning(stream) as context, gpu.ordering:
+            # The others take it that what a captured stream was given before is done.
+            context.synchronize_stream(stream.raw)
+            self._add(stream)
+            gpu.order(other, stream)
+
+    def _add(self, stream: Stream) -> None:
         stream.graph = self
         self.streams.append(stream)
+
+    @contextmanager
+    def _beginning(self, stream: Stream) -> Iterator[Context]:
+        """Where the capture of a stream begins: what other threads have found of it does not change before they are done with that."""
+        gpu = self._gpu
+        with gpu.calls("the capture of a graph") as context, gpu.pool.lock, gpu.capturing:
+            gpu.detach(stream.raw)
+            yield context
 
     @contextmanager
     def capturing(self, stream: Stream) -> Iterator[None]:
         """Capture what is enqueued on a stream, which is this thread's default meanwhile."""
         gpu, thread = self._gpu, get_ident()
-        with gpu.capturing, gpu.calls("the capture of a graph") as context:
-            gpu.detach(stream.raw)
-            context.begin_capture(stream.raw)
-            self.join(stream)
-            gpu.captures[thread] = stream
         try:
+            with self._beginning(stream) as context, gpu.ordering:
+                gpu.captures[thread] = stream  # first, so that an interrupt leaves no stream captured that nobody knows of
+                self._add(stream)
+                context.begin_capture(stream.raw)
             yield
+            graph = self._end(stream, thread)
         except BaseException:
             with suppress(DeviceError):  # of a capture that failed; what made it fail is on its way
-                self._end(stream, thread)
+                if gpu.captures.get(thread) is stream:
+                    gpu.context.destroy_graph(self._end(stream, thread))
             raise
-        graph = self._end(stream, thread)
         with gpu.calls("the making of a graph") as context:
-            self._executable = context.instantiate(graph)
-            gpu.graphs.add(self._executable)
-            context.destroy_graph(graph)
+            try:
+                self._executable = context.instantiate(graph)
+                gpu.graphs.add(self._executable)
+            finally:
+                context.destroy_graph(graph)
 
     def _end(self, stream: Stream, thread: int) -> int:
         gpu = self._gpu
-        with gpu.capturing:
+        if gpu.unusable:
+            self._forget(thread)  # without a lock: in a forked child nobody may be there to release it
+            gpu.check_usable()
+        with gpu.pool.lock, gpu.capturing:
             try:
                 with gpu.calls("the end of a capture") as context:
-                    return context.end_capture(stream.raw)
-            except DeviceError:
+                    graph = context.end_capture(stream.raw)
+            except Exception:  # but for an interrupt, after which it is ended once more
                 with suppress(DeviceError):  # of a device that is lost
                     gpu.renew(stream)
+                self._forget(thread)
                 raise
-            finally:
-                del gpu.captures[thread]
-                for joined in self.streams:
-                    joined.graph = None
-                self.streams = []
+            self._forget(thread)
+            return graph
+
+    def _forget(self, thread: int) -> None:
+        for joined in self.streams:
+            joined.graph = None
+        self.streams = []
+        del self._gpu.captures[thread]

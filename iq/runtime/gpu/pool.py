@@ -3,12 +3,13 @@ dropped while a kernel still uses it is safe.
 
 An allocation belongs to a stream, its home. Used on another stream, that stream first waits for what its home has been given so far, and
 when it is dropped its home waits for that stream. Streams that are somebody else's may be gone by then: what was used on them, or handed
-out to other libraries, waits for the whole device, in batches.
+out to other libraries, waits for the whole device, in batches. So does the first use elsewhere of what was asked for on such a stream.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,16 +43,19 @@ class Block(NamedTuple):
 class GpuMemory:
     """An allocation of a GPU. address: where it starts. home: see above."""
 
-    __slots__ = ("__weakref__", "_block", "_exported", "_gpu", "_home", "_used", "address", "settled")
+    __slots__ = ("__weakref__", "_block", "_exported", "_gpu", "_home", "_theirs", "_used", "address", "settled")
 
-    def __init__(self, gpu: Gpu, block: Block, home: Stream) -> None:
+    def __init__(self, gpu: Gpu, block: Block, home: Stream, theirs: Stream | None = None) -> None:
+        """theirs: the stream of somebody else's that it was asked for, which to the caller is its own, though its home be another."""
         self._gpu = gpu
         self._block = block
         self._home = home
+        self._theirs = theirs
         self._used: set[Stream] = set()
         self._exported = False
         self.address = block.address
-        self.settled: Stream | None = home  # a stream on which it can be used without more ado, unless that is captured
+        # A stream on which it can be used without more ado, unless that is captured.
+        self.settled: Stream | None = None if theirs else home
 
     def __del__(self) -> None:
         # No call of the driver: this runs in any thread, at any time.
@@ -59,10 +63,13 @@ class GpuMemory:
 
     def use(self, stream: Stream) -> None:
         """To be called before something is enqueued on a stream that uses the memory."""
-        if stream.graph is not None:
-            stream.graph.keep(self)
+        graph = stream.graph
+        if graph is not None:
+            graph.keep(self)
             return
-        if stream is not self._home and stream not in self._used:
+        if stream not in self._used and (stream is not self._home or self._theirs):
+            if self._theirs and stream is not self._theirs:
+                self._gpu.wait_for_all((self._theirs,))
             self._gpu.order(self._home, stream)
             self._used.add(stream)
         self.settled = stream
@@ -84,6 +91,11 @@ class GpuMemory:
     def export(self) -> None:
         """Somebody else gets the address, and may use it on streams that iq does not know."""
         self._exported = True
+        self._gpu.pool.exported[self.address] = self
+
+    def holds(self, address: int, nbytes: int) -> bool:
+        """Whether these bytes are its own."""
+        return self.address <= address and address + nbytes <= self.address + self._block.nbytes
 
     def read(self, offset: int, nbytes: int) -> Bytes:
         stream = self._gpu.own
@@ -120,7 +132,7 @@ class Pool:
         """keep: whether free memory is kept for later; else every allocation is the driver's own and goes back to it in stream order."""
         self._gpu = gpu
         self._keep = keep
-        self._lock = threading.RLock()  # an allocation may run the garbage collector, and what that drops is only noted
+        self.lock = threading.RLock()  # an allocation may run the garbage collector, and what that drops is only noted
         self._free: dict[tuple[int, int], list[int]] = {}  # addresses by the handle of their home, and size
         self._free_bytes = 0
         self._waiting: list[Block] = []  # for the whole device
@@ -130,6 +142,7 @@ class Pool:
         self.borrowed: deque[tuple[object, int, Stream, set[Stream], bool]] = deque()
         self._owners: list[tuple[list[tuple[int, int]], object]] = []  # kept until their events, with those streams, have happened
         self._owners_waiting: list[tuple[int, object]] = []  # for the whole device, with their bytes
+        self.exported: weakref.WeakValueDictionary[int, GpuMemory] = weakref.WeakValueDictionary()  # by address
 
     def allocate(self, nbytes: int, stream: Stream) -> GpuMemory:
         """Uninitialised memory for use on a stream. Raises DeviceError when it cannot be had."""
@@ -139,30 +152,31 @@ class Pool:
         captured = stream.graph is not None
         # Streams that end with a capture, or that are somebody else's, are nobody's home.
         home = gpu.own if captured or stream.foreign else stream
+        theirs = stream if stream.foreign else None
         size = rounded(nbytes) if self._keep else padded(nbytes)
-        with self._lock:
+        with self.lock:
             if self.dropped:
                 self._sort()
             free = None if captured else self._free.get((home.raw, size))
             if free:
                 self._free_bytes -= size
-                return GpuMemory(gpu, Block(free.pop(), size), home)
+                return GpuMemory(gpu, Block(free.pop(), size), home, theirs)
             ordered = not (self._keep or captured)
-            return GpuMemory(gpu, Block(self._from_driver(size, home if ordered else None), size, ordered), home)
+            return GpuMemory(gpu, Block(self._from_driver(size, home if ordered else None), size, ordered), home, theirs)
 
     def block(self, nbytes: int) -> Block:
         """Memory that nothing has used yet and that no buffer owns. Raises DeviceError when it cannot be had."""
-        with self._lock:
+        with self.lock:
             return Block(self._from_driver(nbytes), nbytes)
 
     def give_back(self, block: Block) -> None:
         """Take back what `block` gave; the device's own stream has waited for what used it."""
-        with self._lock:
+        with self.lock:
             self._give(block, self._gpu.own)
 
     def collect(self) -> None:
         """Take in what has been dropped."""
-        with self._lock:
+        with self.lock:
             self._sort()
 
     def let_go(self) -> None:
@@ -170,9 +184,9 @@ class Pool:
         if not (self.borrowed or self._owners or self._owners_waiting):
             return
         done: list[object] = []
-        with self._lock, self._gpu.calls("giving memory back to its owners") as context, context.relaxed():
+        with self._gpu.calls("giving memory back to its owners") as context, self.lock, context.relaxed():
             for _ in range(len(self.borrowed)):
-                owner, nbytes, home, used, exported = self.borrowed.popleft()
+                owner, nbytes, home, used, exported = self.borrowed[0]  # where it stays until it is noted: an interrupt must not lose it
                 if home.graph or any(stream.graph for stream in used):
                     self.borrowed.append((owner, nbytes, home, used, exported))
                 elif exported or any(stream.foreign for stream in used):
@@ -183,25 +197,31 @@ class Pool:
                         events.append((context.create_event(), stream.raw))
                         context.record_event(*events[-1])
                     self._owners.append((events, owner))
-            kept = []
+                self.borrowed.popleft()
+            kept, happened = [], []
             for events, owner in self._owners:
                 if all(context.query_event(event) for event, _ in events):
-                    for event, _ in events:
-                        context.destroy_event(event)
+                    happened += events
                     done.append(owner)
                 else:
                     kept.append((events, owner))
             self._owners = kept
+            for event, _ in happened:
+                context.destroy_event(event)
             due = len(self._owners_waiting) >= _BATCH or sum(nbytes for nbytes, _ in self._owners_waiting) > _BATCH_BYTES
-            if due and not self._gpu.captures:
-                self._gpu.wait_for_all()
+            if due and not self._gpu.captures and self._gpu.wait_for_all():
                 done += self._owners_waiting
                 self._owners_waiting = []
         done.clear()  # outside the lock: what an owner does at its end is its own affair
 
+    def exporter(self, address: int, nbytes: int) -> GpuMemory | None:
+        """The memory that these bytes are part of, where this device has exported them."""
+        alive = (reference() for reference in self.exported.valuerefs())
+        return next((memory for memory in alive if memory is not None and memory.holds(address, nbytes)), None)
+
     def release(self) -> None:
         """Give all free memory back to the driver, after a wait for the device; none while somebody captures."""
-        with self._lock:
+        with self.lock:
             self._sort()
             if self._gpu.wait_for_all():
                 self._release()
@@ -270,13 +290,14 @@ class Pool:
 
     def close(self) -> None:
         """Free all that was ever taken. The device has been waited for, and nothing uses it any more."""
-        while self._taken:
-            self._gpu.context.free(self._taken.pop())
+        context = self._gpu.context
+        context.each(context.free, self._taken)
+        context.each(context.destroy_event, [event for events, _ in self._owners for event, _ in events])
 
     def rehome_events(self, handle: int) -> None:
         """See Gpu.detach."""
         own = self._gpu.own.raw
-        with self._lock:
+        with self.lock:
             for events, _ in self._owners:
                 for number, (event, stream) in enumerate(events):
                     if stream == handle:
@@ -285,7 +306,7 @@ class Pool:
 
     def rehome(self, gone: int) -> None:
         """The free memory of a stream that has ended is the device's own stream's, which has waited for it."""
-        with self._lock:
+        with self.lock:
             for handle, size in [key for key in self._free if key[0] == gone]:
                 self._free.setdefault((self._gpu.own.raw, size), []).extend(self._free.pop((handle, size)))
 

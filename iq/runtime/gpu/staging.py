@@ -35,7 +35,7 @@ class Staging:
 
     def write(self, stream: Stream, address: int, data: Bytes) -> None:
         """Enqueue a copy of `data` to the device. Returns when all of it has been read."""
-        with self._lock, self._gpu.calls(f"a copy of {data.size} bytes to the device") as context:
+        with self._gpu.calls(f"a copy of {data.size} bytes to the device") as context, self._lock:
             for start in range(0, data.size, PIECE_BYTES):
                 piece = data[start : start + PIECE_BYTES]
                 at = self._reserve(piece.size)
@@ -55,7 +55,7 @@ class Staging:
 
         with self._gpu.calls("the wait for a stream") as context:
             context.synchronize_stream(stream.raw)  # what is left of the wait is short: others need the ring
-        with self._lock, self._gpu.calls(f"a copy of {nbytes} bytes to the host") as context:
+        with self._gpu.calls(f"a copy of {nbytes} bytes to the host") as context, self._lock:
             for start in range(0, nbytes, PIECE_BYTES):
                 size = min(PIECE_BYTES, nbytes - start)
                 if len(coming) == RING_BYTES // PIECE_BYTES - 2:  # one piece more, and what is left over at the ring's end
@@ -71,6 +71,8 @@ class Staging:
         """See Gpu.detach."""
         own = self._gpu.own.raw
         with self._lock:
+            while handle == own and self._busy:  # there is no other stream to give them to
+                self._free_first()
             for number, (end, event, stream) in enumerate(self._busy):
                 if stream == handle:
                     self._gpu.context.record_event(event, own)
@@ -78,10 +80,10 @@ class Staging:
 
     def close(self) -> None:
         """Free the ring, whose copies are done."""
-        for event in [*self._events, *(event for _, event, _ in self._busy)]:
-            self._gpu.context.destroy_event(event)
+        context = self._gpu.context
+        context.each(context.destroy_event, [*self._events, *(event for _, event, _ in self._busy)])
         if self._address:
-            self._gpu.context.free_host(self._address)
+            context.each(context.free_host, [self._address])
             self._address = 0
 
     def _reserve(self, nbytes: int) -> int:
@@ -95,11 +97,15 @@ class Staging:
             self._head += -self._head % RING_BYTES  # not around the ring's end
         at, end = self._head % RING_BYTES, self._head + nbytes
         while self._busy and (end - self._tail > RING_BYTES or len(self._busy) >= _MOST_EVENTS):
-            self._tail, event, _ = self._busy.popleft()
-            context.synchronize_event(event)
-            self._events.append(event)
+            self._free_first()
         self._head = -(-end // _ALIGNMENT) * _ALIGNMENT
         return at
+
+    def _free_first(self) -> None:
+        """Wait for the oldest piece that is on its way."""
+        self._tail, event, _ = self._busy.popleft()
+        self._gpu.context.synchronize_event(event)
+        self._events.append(event)
 
     def _commit(self, stream: Stream) -> int:
         """The piece reserved last is free when the stream has got so far. Returns the event."""

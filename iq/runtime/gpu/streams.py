@@ -69,11 +69,11 @@ class Stream:
         other = self.gpu.stream(other)
         if other is self:
             return
-        if other.graph is not None and self.graph is None:
-            if not self.foreign:
-                self.gpu.detach(self.raw)
-            other.graph.join(self)
-        self.gpu.order(other, self)
+        graph = other.graph
+        if graph is not None and self.graph is None:
+            graph.join(self, other)
+        else:
+            self.gpu.order(other, self)
 
     def launch(self, plan: Plan, addresses: Sequence[int], like: Any = None) -> None:
         """Enqueue a plan with the addresses of its inputs and outputs. Raises DeviceError.
