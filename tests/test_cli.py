@@ -138,10 +138,11 @@ def test_explain() -> None:
     shown = facts(*explain("q4_0", "gfx1030", 3, 4096, 512))
     assert (shown["key"], shown["target"]) == ("mul_mat_vec.q4_0.4", "gfx1030")
     assert "the next kernel is for 4" in shown["why"]
+    assert "a wave takes 2 rows of the weight" in shown["why"]
     assert shown["others"] == ["dequantize_mul_mat_vec.q4_0.4"]
     quantize, multiply = shown["dispatches"]
-    assert (quantize["name"], quantize["sizes"]) == ("quantize_q8_1_soa_b32_l8", {"m": 3, "k": 512, "q8_blocks": 16})
-    assert (multiply["name"], multiply["sizes"]) == ("mul_mat_vec_m4_n4_w4_t32", {"m": 3, "n": 4096, "blocks": 16})
+    assert (quantize["name"], quantize["sizes"]) == ("quantize_q8_1_tiles_m4_t32_b32_l8", {"m": 3, "k": 512, "q8_blocks": 16})
+    assert (multiply["name"], multiply["sizes"]) == ("mul_mat_vec_tiles_m4_n8_w4_t32_r2", {"m": 3, "n": 4096, "blocks": 16})
     assert multiply["workgroups"] == [-(-4096 // multiply["schedule"]["tile_n"]), 1]
     assert facts(*explain("q4_0", "gfx1100", 9, 4096, 512))["key"] == "mul_mat.q4_0.float"
     assert facts(*explain("q4_0", "gfx1030", 9, 4096, 512))["key"] == "mul_mat.q4_0.q8_1"

@@ -77,6 +77,29 @@ def test_threads_and_tiles_fit(target):
                 assert s.waves % s.split_k == 0
                 # A workgroup whose waves share rows makes one row for each group of waves: all of them meet at the barrier once.
                 assert s.split_k == 1 or s.tile_n == s.waves // s.split_k
+                assert s.tile_n % (s.waves // s.split_k * s.rows) == 0
+                assert not s.spread or s.rows * s.tile_m in (16, 32)
+
+
+@pytest.mark.parametrize(
+    ("target", "fmt", "rows"),
+    [
+        ("sm_90", "q4_k", {1: 1, 2: 2, 3: 4, 4: 4, 5: 4, 6: 4, 7: 4, 8: 4}),
+        ("sm_90", "q8_0", {1: 1, 2: 1, 3: 4, 4: 4, 5: 4, 6: 4, 7: 4, 8: 4}),
+        ("gfx1100", "q4_k", {1: 1, 2: 2, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 8: 4}),
+        ("gfx1100", "q6_k", {1: 1, 2: 2, 3: 2, 4: 2, 5: 2, 6: 2, 7: 2, 8: 2}),
+        ("gfx942", "q5_k", {1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4, 7: 4, 8: 4}),
+        ("x86-64-v3", "q4_k", dict.fromkeys(range(1, 9), 1)),
+    ],
+)
+def test_rows_that_a_wave_takes(target, fmt, rows):
+    """By M, on both sides of each M at which they change; and the choice says so."""
+    for m, expected in rows.items():
+        choice = choose("mul_mat", FORMATS[fmt], TARGETS[target], Problem(m, 4096, 4096))
+        multiply = plan(choice.spec, TARGETS[target])[-1]
+        assert multiply.schedule.rows == expected
+        assert (f"a wave takes {expected} rows of the weight" in choice.why) == (expected > 1)
+    assert choose("mul_mat", FORMATS[fmt], TARGETS[target], Problem(9, 4096, 4096)).spec.op == "mul_mat"
 
 
 def test_a_grid_may_have_three_dimensions():

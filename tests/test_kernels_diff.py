@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import kernels_diff
@@ -47,6 +48,8 @@ def pair(before: Figures, after: Figures, processor: str = "gfx1100") -> Pair:
         ("mul_mat_float_n128_m64_k32_w2x2", "mul_mat_float"),
         ("scale_rows_t256", "scale_rows"),
         ("quantize_q8_1_soa_b32_l8", "quantize_q8_1_soa"),
+        ("quantize_q8_1_tiles_m4_t64_b32_l8", "quantize_q8_1_tiles 4"),
+        ("mul_mat_vec_tiles_m4_n16_w4_t64_r4_s", "mul_mat_vec_tiles 4"),
     ],
 )
 def test_names(name: str, key: str) -> None:
@@ -59,7 +62,7 @@ def test_names_tell_kernels_apart(target) -> None:
     dispatches = {d.name: d for spec in kernels(target) if spec.format == "q4_0" for d in plan(spec, target)}
     meant: dict[str, set[tuple[object, ...]]] = {}
     for name, dispatch in dispatches.items():
-        columns = getattr(dispatch.schedule, "tile_m", 0) if dispatch.kernel.name.endswith("vec") else 0
+        columns = getattr(dispatch.schedule, "tile_m", 0) if dispatch.kernel.name.endswith(("vec", "tiles")) else 0
         meant.setdefault(normalised(name), set()).add((dispatch.kernel.name, columns, dispatch.dtype))
     assert all(len(what) == 1 for what in meant.values())
     assert len(meant) == len(set().union(*meant.values()))
@@ -114,14 +117,14 @@ def test_verdicts() -> None:
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two folders of vmfbs. The second's quantize_q8_1_soa has another name, and its format's decoder another constant."""
+    """Two folders of vmfbs. In the second the kernel that quantizes has another name, and the format's decoder another constant."""
     before, after = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("after")
     specs = tuple(map(KernelSpec.parse, ("mul_mat_vec.q4_0.1", "dequantize.q4_0.f32")))
     with Compilations(Compiler.find()) as compilations:
         for target in TARGETS_READ:
             mlir = mlir_of(Module(TARGETS[target], "q4_0", specs))
-            [old] = {d.name for d in plan(specs[0], TARGETS[target]) if d.kernel.name == "quantize_q8_1_soa"}
-            other = mlir.replace(old, "quantize_q8_1_soa_b99")
+            old = plan(specs[0], TARGETS[target])[0].name
+            other = mlir.replace(old, re.sub(r"_b\d+.*", "_b99", old))
             assert "dense<0xf0f0f0f>" in other
             other = other.replace("dense<0xf0f0f0f>", "dense<0x7070707>")
             for folder, text in ((before, mlir), (after, other)):
@@ -158,7 +161,7 @@ def test_command(trees: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -
     paths = ["--before", str(before), "--after", str(after)]
     assert kernels_diff.main(paths) == 0
     shown = capsys.readouterr().out
-    assert "gfx1100/q4_0\n  same: quantize_q8_1_soa_b99\n" in shown
+    assert "gfx1100/q4_0\n  same: quantize_q8_1_tiles_m1_t32_b99\n" in shown
     assert shown.endswith("2 same, 0 shorter, 7 as long, 0 longer, 0 only before, 0 only after\n")
     assert kernels_diff.main([*paths, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -170,7 +173,9 @@ def test_command(trees: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -
 def test_pairs_that_are_named(trees: tuple[Path, Path]) -> None:
     assert isinstance(OBJDUMP, Objdump)
     before = {"q4_0": (trees[0] / "gfx1100/q4_0.vmfb").read_bytes()}
-    result = compare(before, before, {"scale": "none", "dequantize f32": "mul_mat_vec 1", "mul_mat_vec 1": "dequantize f32"}, OBJDUMP)
+    result = compare(
+        before, before, {"scale": "none", "dequantize f32": "mul_mat_vec_tiles 1", "mul_mat_vec_tiles 1": "dequantize f32"}, OBJDUMP
+    )
     names = {(p.before.name.partition("_")[0], p.after.name.partition("_")[0]) for p in result.pairs}
     assert names == {("quantize", "quantize"), ("dequantize", "mul"), ("mul", "dequantize")}
     assert compare(before, {}, {}, OBJDUMP).removed.keys() == {f"q4_0: {d.name}" for d in dispatches_of(before["q4_0"], OBJDUMP)}

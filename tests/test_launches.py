@@ -65,13 +65,13 @@ def test_sizes_grids_and_bytes(recorded: tuple[Target, dict[KernelSpec, Launches
     for spec, found in launches.items():
         fmt = FORMATS[spec.format]
         given_sizes = {name: sizes[name] for name in spec.definition.sizes}
-        expected = all_sizes(fmt, given_sizes)
+        dispatches = plan(spec, target)
+        expected = all_sizes(fmt, given_sizes, {name: n for d in dispatches for name, n in d.constants})
         names = found.all_sizes(given_sizes)
         assert names.items() <= expected.items()
         op = spec.definition
         for tensor, declared in zip((*found.inputs, *found.outputs), (*op.inputs, *op.outputs), strict=True):
             assert tensor.nbytes(names) == spec.nbytes(declared, given_sizes)
-        dispatches = plan(spec, target)
         for dispatch, planned in zip(found.dispatches, dispatches, strict=True):
             assert tuple(-(-names[axis.size] // axis.tile) for axis in dispatch.grid) == planned.workgroups(expected)
         between = {t.name: t for d in dispatches for t in d.kernel.writes if t.name not in {o.name for o in op.outputs}}
@@ -138,6 +138,8 @@ def test_nothing_is_wrong_with_a_sound_record() -> None:
         (deriving(times=0), "derives k from 0 blocks"),
         (deriving(times=-1), "derives k from -1 blocks"),
         (deriving(times=1 << 31), f"derives k from {1 << 31} blocks"),
+        (deriving(over=0), "derives k from 32 blocks for every 0"),
+        (deriving(over=1 << 31), f"derives k from 32 blocks for every {1 << 31}"),
         (reading(dtype="f64"), "has x of f64; expected f32, i32, f16, bf16, i8"),
         (reading(dtype=""), "has x of ; expected f32, i32, f16, bf16, i8"),
         (reading(dims=("m", "n")), "has x of dims ['m', 'n']; expected positive numbers, or sizes among blocks, k, m"),

@@ -43,8 +43,8 @@ GROWTH = 1.05  # what a kernel may gain of vector instructions and code bytes
 # Instructions whose number is held to the budget: AMD's, PTX's, x86's.
 VECTOR_CLASSES = ("valu", "alu", "vector", "fma")
 
-# KERNEL, then _<columns>, _m<columns> or _<dtype>, then the schedule: parts of letters and numbers.
-_NAME = re.compile(r"(?P<kernel>\w+?)(?:_(?:m?(?P<columns>\d+)|(?P<dtype>b?f\d+)))?(?:_[a-z]+\d+(?:x\d+)*)*")
+# KERNEL, then _<columns>, _m<columns> or _<dtype>, then the schedule: parts of letters and numbers, or single letters.
+_NAME = re.compile(r"(?P<kernel>\w+?)(?:_(?:m?(?P<columns>\d+)|(?P<dtype>b?f\d+)))?(?:_(?:[a-z]+\d+(?:x\d+)*|[a-z]))*")
 
 
 def normalised(name: str) -> str:

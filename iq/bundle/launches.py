@@ -39,11 +39,12 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A size that is `times` another one, `of`."""
+    """A size that follows from another one, `of`: `times` of it for every `over`, rounded up."""
 
     name: str
     of: str
     times: int
+    over: int = 1
 
 
 class Axis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,7 +86,7 @@ class Launches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def all_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """The sizes of a call, and those that follow from them."""
-        return {**sizes, **{d.name: d.times * sizes[d.of] for d in self.derived}}
+        return {**sizes, **{d.name: -(-d.times * sizes[d.of] // d.over) for d in self.derived}}
 
     def problems(self) -> Iterator[str]:
         """What is wrong with it, in clauses."""
@@ -97,7 +98,9 @@ class Launches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             yield "has a tensor twice"
         if not self.dispatches:
             yield "launches nothing"
-        yield from (f"derives {d.name} from {d.times} {d.of}" for d in self.derived if d.of not in given or not 0 < d.times < 1 << 31)
+        for d in self.derived:
+            if d.of not in given or not (0 < d.times < 1 << 31 and 0 < d.over < 1 << 31):
+                yield f"derives {d.name} from {d.times} {d.of}" + (f" for every {d.over}" if d.over != 1 else "")
         for t in tensors:
             if t.dtype not in ITEMSIZES:
                 yield f"has {t.name} of {t.dtype}; expected {', '.join(ITEMSIZES)}"
@@ -135,10 +138,12 @@ def launches_of(spec: KernelSpec, target: Target, executable: Executable | None)
     op = spec.definition
     given = {t.name for t in (*op.inputs, *op.outputs)}
     scratch: dict[str, Tensor] = {}
+    constants: dict[str, int] = {}
     dispatches = []
     for dispatch in plan(spec, target):
         kernel = dispatch.kernel
-        scratch |= {t.name: tensor(t) for t in kernel.writes if t.name not in given}
+        scratch |= {t.name: tensor(dispatch.tensor(t)) for t in kernel.writes if t.name not in given}
+        constants |= dict(dispatch.constants)
         grid = tuple(Axis(axis.size, getattr(dispatch.schedule, axis.tile) if axis.tile else 1) for axis in kernel.grid)
         export = executable.exports.get(dispatch.name) if executable else None
         dispatches.append(
@@ -154,8 +159,8 @@ def launches_of(spec: KernelSpec, target: Target, executable: Executable | None)
     inputs, outputs = tuple(map(tensor, op.inputs)), tuple(map(tensor, op.outputs))
     used = {dim for t in (*inputs, *outputs, *scratch.values()) for dim in t.dims}
     used |= {name for d in dispatches for name in (*d.sizes, *(axis.size for axis in d.grid))}
-    blocks = derived_sizes(FORMATS[spec.format]) if "blocks" in op.sizes else {}
-    derived = tuple(Derived(name, "blocks", n) for name, n in blocks.items() if name in used - set(op.sizes))
+    sizes = derived_sizes(FORMATS[spec.format], constants)
+    derived = tuple(Derived(name, d.of, d.times, d.over) for name, d in sizes.items() if name in used - set(op.sizes))
     found = Launches(inputs, op.sizes, outputs, derived, tuple(scratch.values()), tuple(dispatches))
     if executable:
         found.check(executable)

@@ -19,7 +19,7 @@ from iq.compile import notation
 from iq.errors import KernelKeyError
 from iq.formats import FORMATS, Format
 from iq.kernels import Dispatch, KernelSpec, Tensor, plan
-from iq.kernels.kernel import derived_sizes
+from iq.kernels.kernel import Derived, derived_sizes
 from iq.targets import Target
 
 
@@ -53,13 +53,13 @@ class Call:
 class Entry:
     """A public function of a module: a kernel's arguments and the dispatches that it makes.
 
-    derived: sizes that follow from `blocks`, with how many of them a block has. scratch: the buffers between its dispatches.
+    derived: sizes that follow from those of the call. scratch: the buffers between its dispatches.
     """
 
     spec: KernelSpec
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    derived: tuple[tuple[str, int], ...]
+    derived: tuple[tuple[str, Derived], ...]
     scratch: tuple[Tensor, ...]
     calls: tuple[Call, ...]
     results: tuple[Value, ...]
@@ -70,14 +70,16 @@ def _entry(spec: KernelSpec, target: Target) -> Entry:
     values = {t.name: Value(t.name, t.dtype or spec.dtype or "", f"{t.name}_length") for t in (*op.inputs, *op.outputs)}
     scratch: list[Tensor] = []
     calls = []
+    constants: dict[str, int] = {}
     for dispatch in plan(spec, target):
         results = []
+        constants |= dict(dispatch.constants)
         for tensor in dispatch.kernel.writes:
             if tensor.name in values:
                 given = values[tensor.name]
                 results.append(Value(f"{given.name}_result", given.dtype, given.length))
             else:
-                scratch.append(tensor)
+                scratch.append(dispatch.tensor(tensor))
                 values[tensor.name] = Value(tensor.name, tensor.dtype, f"{tensor.name}_length")
                 results.append(values[tensor.name])
         calls.append(Call(dispatch, tuple(values[t.name] for t in dispatch.kernel.reads), tuple(results)))
@@ -89,7 +91,7 @@ def _entry(spec: KernelSpec, target: Target) -> Entry:
         spec=spec,
         inputs=tuple(values[t.name] for t in op.inputs),
         outputs=outputs,
-        derived=tuple((name, n) for name, n in derived_sizes(FORMATS[spec.format]).items() if name in sizes - set(op.sizes)),
+        derived=tuple((name, d) for name, d in derived_sizes(FORMATS[spec.format], constants).items() if name in sizes - set(op.sizes)),
         scratch=tuple(scratch),
         calls=tuple(calls),
         results=tuple(Value(f"{v.name}_result", v.dtype, v.length) for v in outputs),

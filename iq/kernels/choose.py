@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 from iq.errors import FormatError, KernelKeyError, ShapeError
 from iq.formats import Format
-from iq.kernels.kernel import Kernel
-from iq.kernels.ops import DEQUANTIZE_MUL_MAT_VEC, MUL_MAT_VEC, OPS
-from iq.kernels.schedules import MOST_VEC_COLUMNS, VecSchedule, vec_columns
+from iq.kernels.ops import OPS
+from iq.kernels.schedules import MOST_VEC_COLUMNS, Schedule, VecSchedule, vec_columns
 from iq.kernels.spec import KernelSpec
 from iq.targets import Target
 
-# The matvec of each `via`.
-_MATVECS: dict[str, Kernel] = {"q8_1": MUL_MAT_VEC, "float": DEQUANTIZE_MUL_MAT_VEC}
+# The matvec of each `via`, an op.
+_MATVECS = {"q8_1": "mul_mat_vec", "float": "dequantize_mul_mat_vec"}
 
 
 @dataclass(frozen=True)
@@ -71,17 +70,23 @@ def choose(op: str, fmt: type[Format], target: Target, problem: Problem, via: st
     return Choice(spec, "; ".join(reasons), tuple(s.key for s in keys if s != spec))
 
 
-def _matvec(kernel: Kernel, fmt: type[Format], target: Target, problem: Problem) -> tuple[KernelSpec, list[str]]:
+def _matvec(op: str, fmt: type[Format], target: Target, problem: Problem) -> tuple[KernelSpec, list[str]]:
     """A matvec for so many rows of activations, with the first schedule that is meant for so few rows of the weight, else the default."""
     columns = next(c for c in vec_columns(target) if c >= problem.m)
     reasons = [] if columns == problem.m else [f"the next kernel is for {columns}"]
-    schedules = kernel.schedules(target, fmt, columns)
+    schedules = _schedules(op, fmt, target, columns)
     small = (s for s in schedules if isinstance(s, VecSchedule) and problem.n <= s.max_n)
     if schedule := next(small, None):
         reasons.append(f"{schedule.key}: N = {problem.n} is at most {schedule.max_n}")
-    return KernelSpec(kernel.name, fmt.name, columns=columns, schedule=schedule.key if schedule else ""), reasons
+    taken = schedule or schedules[0]
+    if isinstance(taken, VecSchedule) and taken.rows > 1:
+        reasons.append(f"a wave takes {taken.rows} rows of the weight, which share the activations of M = {columns}")
+    return KernelSpec(op, fmt.name, columns=columns, schedule=schedule.key if schedule else ""), reasons
 
 
-def _keys(kernel: Kernel, fmt: type[Format], target: Target, columns: int) -> list[KernelSpec]:
-    schedules = kernel.schedules(target, fmt, columns)
-    return [KernelSpec(kernel.name, fmt.name, columns=columns, schedule=schedule.key) for schedule in schedules]
+def _schedules(op: str, fmt: type[Format], target: Target, columns: int) -> tuple[Schedule, ...]:
+    return OPS[op].kernels(str(columns), target, fmt)[-1].schedules(target, fmt, columns)
+
+
+def _keys(op: str, fmt: type[Format], target: Target, columns: int) -> list[KernelSpec]:
+    return [KernelSpec(op, fmt.name, columns=columns, schedule=s.key) for s in _schedules(op, fmt, target, columns)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from iq.formats import Format
 from iq.kernels.schedules import Schedule
@@ -22,7 +23,8 @@ class Tensor:
     """A flat tensor argument.
 
     name: as templates know it. dtype: its element type as MLIR spells it; "" stands for the one that the kernel's key names. dims: names of
-    sizes, derived ones included, or numbers; their product is the number of elements.
+    sizes, derived ones included, names of constants of the dispatch that writes it (Schedule.constants), or numbers; their product is the
+    number of elements.
     """
 
     name: str
@@ -34,17 +36,38 @@ class Tensor:
         return math.prod(dim if isinstance(dim, int) else sizes[dim] for dim in self.dims) * _BYTES[self.dtype or dtype]
 
 
-def derived_sizes(fmt: type[Format]) -> dict[str, int]:
-    """Sizes that follow from `blocks`, the blocks of a row: each is `blocks` times the number given here.
+@dataclass(frozen=True)
+class Derived:
+    """A size that follows from another one, `of`: `times` of it for every `over`, rounded up."""
+
+    of: str
+    times: int
+    over: int = 1
+
+
+def derived_sizes(fmt: type[Format], constants: Mapping[str, int]) -> dict[str, Derived]:
+    """Sizes that follow from those of a call.
 
     k: weights of a row. row_bytes: its bytes. q8_blocks: the blocks of 32 activations that are multiplied with it.
+    Where activations are laid out in tiles (`constants` has tile_m and tile_k): m_tiles, k_tiles: how many there are.
     """
-    return {"k": fmt.kernel_block_weights(), "row_bytes": fmt.kernel_block_bytes(), "q8_blocks": fmt.kernel_block_weights() // 32}
+    weights = fmt.kernel_block_weights()
+    sizes = {
+        "k": Derived("blocks", weights),
+        "row_bytes": Derived("blocks", fmt.kernel_block_bytes()),
+        "q8_blocks": Derived("blocks", weights // 32),
+    }
+    if constants:
+        common = math.gcd(weights, constants["tile_k"])
+        sizes["k_tiles"] = Derived("blocks", weights // common, constants["tile_k"] // common)
+        sizes["m_tiles"] = Derived("m", 1, constants["tile_m"])
+    return sizes
 
 
-def all_sizes(fmt: type[Format], sizes: Mapping[str, int]) -> dict[str, int]:
+def all_sizes(fmt: type[Format], sizes: Mapping[str, int], constants: Mapping[str, int] = MappingProxyType({})) -> dict[str, int]:
     """Sizes, and those that follow from them."""
-    return {**{name: n * sizes["blocks"] for name, n in derived_sizes(fmt).items() if "blocks" in sizes}, **sizes}
+    derived = derived_sizes(fmt, constants).items()
+    return {**{name: -(-sizes[d.of] * d.times // d.over) for name, d in derived if d.of in sizes}, **constants, **sizes}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ _Q8_1 = Tensor("y", "i8", ("m", "q8_blocks", 36))  # GGML's blocks
 _XQ, _XD = Tensor("xq", "i8", ("m", "q8_blocks", 32)), Tensor("xd", "i8", ("m", "q8_blocks", 8))
 _XH, _XSCALE = Tensor("xh", "f16", ("m", "k")), Tensor("xscale", "f32", ("m", 1))
 
+# The same in tiles, as a wave's lanes need them for a tile of weights each (iq/templates/kernels/mul_mat_vec_tiles.mlir.j2).
+_XQ_TILES = Tensor("xq", "i8", ("m_tiles", "k_tiles", "tile_m", "tile_k"))
+_XD_TILES = Tensor("xd", "i8", ("m_tiles", "k_tiles", "tile_m", "tile_sums", 8))
+
 _PRODUCT_SIZES = ("m", "n", "blocks")
 _BLOCKS = Axis("blocks", "block_tile")
 _Q8_SIZES = ("m", "k", "q8_blocks")
@@ -46,8 +50,12 @@ QUANTIZE_Q8_1 = Kernel("quantize_q8_1", (_X,), (_Q8_1,), _Q8_SIZES, _Q8_GRID, sc
 QUANTIZE_Q8_1_SOA = Kernel(
     "quantize_q8_1_soa", (_X,), (_XQ, _XD), _Q8_SIZES, _Q8_GRID, schedules.quantize_q8_1, model="q8 arrays", family="quantize_q8_1"
 )
+QUANTIZE_Q8_1_TILES = Kernel(
+    "quantize_q8_1_tiles", (_X,), (_XQ_TILES, _XD_TILES), _Q8_SIZES, _Q8_GRID, schedules.quantize_q8_1_tiles, family="quantize_q8_1"
+)
 SCALE_ROWS = Kernel("scale_rows", (_X,), (_XH, _XSCALE), ("m", "k"), (Axis("m"),), schedules.scale_rows)
 MUL_MAT_VEC = _product("mul_mat_vec", (_XQ, _XD), schedules.mul_mat_vec, "product of q8_1", "dot")
+MUL_MAT_VEC_TILES = _product("mul_mat_vec_tiles", (_XQ_TILES, _XD_TILES), schedules.mul_mat_vec_tiles, "product of q8_1", "dot")
 DEQUANTIZE_MUL_MAT_VEC = _product("dequantize_mul_mat_vec", (_X,), schedules.dequantize_mul_mat_vec, "product of f32", "vector")
 MUL_MAT_Q8_1 = _product("mul_mat_q8_1", (_XQ, _XD), schedules.mul_mat_q8_1, "product of q8_1", "dot")
 MUL_MAT_FLOAT = _product("mul_mat_float", (_XH, _XSCALE), schedules.mul_mat_float, "product of f16", "matrix")
@@ -108,7 +116,7 @@ OPS: dict[str, Op] = {
             _PRODUCT_SIZES,
             (_Y,),
             "columns",
-            (Variant(_COLUMNS, _QUANTIZED, ((QUANTIZE_Q8_1_SOA, MUL_MAT_VEC),)),),
+            (Variant(_COLUMNS, _QUANTIZED, ((QUANTIZE_Q8_1_TILES, MUL_MAT_VEC_TILES), (QUANTIZE_Q8_1_SOA, MUL_MAT_VEC))),),
         ),
         Op(
             "dequantize_mul_mat_vec",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from iq.errors import KernelKeyError
 from iq.formats import FORMATS, Format
-from iq.kernels.kernel import Kernel
+from iq.kernels.kernel import Kernel, Tensor
 from iq.kernels.schedules import MOST_VEC_COLUMNS, Schedule
 from iq.kernels.spec import KernelSpec
 from iq.targets import Target
@@ -15,11 +15,20 @@ from iq.targets import Target
 
 @dataclass(frozen=True)
 class Dispatch:
-    """A kernel with its schedule and the element type of its results ("" where it has only one). Keys that need the same one share it."""
+    """A kernel with its schedule and the element type of its results ("" where it has only one). Keys that need the same one share it.
+
+    constants: numbers that dims of its tensors name.
+    """
 
     kernel: Kernel
     schedule: Schedule
     dtype: str
+    constants: tuple[tuple[str, int], ...] = ()
+
+    def tensor(self, declared: Tensor) -> Tensor:
+        """One of the tensors that it writes, with numbers in the place of constants."""
+        numbers: dict[str | int, int] = dict(self.constants)
+        return replace(declared, dims=tuple(numbers.get(dim, dim) for dim in declared.dims))
 
     @property
     def name(self) -> str:
@@ -45,4 +54,4 @@ def _dispatch(kernel: Kernel, spec: KernelSpec, target: Target, fmt: type[Format
     schedules = kernel.schedules(target, fmt, spec.columns or MOST_VEC_COLUMNS)
     schedule = next((s for s in schedules if s.key == spec.schedule), schedules[0])
     takes_dtype = any(not tensor.dtype for tensor in kernel.writes)
-    return Dispatch(kernel, schedule, spec.dtype or "" if takes_dtype else "")
+    return Dispatch(kernel, schedule, spec.dtype or "" if takes_dtype else "", tuple(schedule.constants(target, fmt).items()))

@@ -33,13 +33,19 @@ class Schedule(ABC):
     def threads(self, wave: int) -> int:
         """Threads of a workgroup whose waves have `wave` lanes."""
 
+    def constants(self, target: Target, fmt: type[Format]) -> dict[str, int]:
+        """Numbers that dims of the kernel's tensors name; none for most."""
+        return {}
+
 
 @dataclass(frozen=True)
 class VecSchedule(Schedule):
     """mul_mat_vec and dequantize_mul_mat_vec. A workgroup makes tile_n results of each of tile_m rows of activations.
 
-    waves: of a workgroup. split_k: waves that share a row of the weight and add up through LDS; else a wave takes a row alone, and the
-    workgroup's waves take its tile_n rows in turn. lane_tile: weights that a lane takes at a time.
+    waves: of a workgroup. rows: of the weight that a wave takes at a time, which share the activations it loads. split_k: waves that share
+    rows and add up through LDS; else the workgroup's waves take its tile_n rows in turn. lane_tile: weights that a lane takes at a time.
+    spread: whether the lanes of a wave end with a sum each, rather than all with all of them. row_loop: whether the rows of a workgroup are
+    taken in a loop; without it tile_n is what its waves take at a time.
     max_n, max_m: it is chosen for at most as many rows of the weight, and of activations (see iq.kernels.choose); a max_n of 0 makes it the
     default schedule.
     """
@@ -48,13 +54,18 @@ class VecSchedule(Schedule):
     tile_n: int
     tile_m: int = 1
     lane_tile: int = 32
+    rows: int = 1
     split_k: int = 1
+    spread: bool = False
+    row_loop: bool = True
     max_n: int = 0
     max_m: int = 8
 
     @property
     def label(self) -> str:
-        return f"m{self.tile_m}_n{self.tile_n}_w{self.waves}_t{self.lane_tile}" + (f"_k{self.split_k}" if self.split_k > 1 else "")
+        parts = f"m{self.tile_m}_n{self.tile_n}_w{self.waves}_t{self.lane_tile}"
+        more = (f"_r{self.rows}" if self.rows > 1 else ""), (f"_k{self.split_k}" if self.split_k > 1 else ""), "_s" if self.spread else ""
+        return parts + "".join(more)
 
     @property
     def key(self) -> str:
@@ -93,6 +104,23 @@ class Q8Schedule(Schedule):
 
     def threads(self, wave: int) -> int:
         return self.workgroup
+
+
+@dataclass(frozen=True)
+class Q8TilesSchedule(Q8Schedule):
+    """quantize_q8_1_tiles: as quantize_q8_1, into tiles of tile_m rows for lanes that take lane_tile weights at a time."""
+
+    tile_m: int = 1
+    lane_tile: int = 32
+
+    @property
+    def label(self) -> str:
+        return f"m{self.tile_m}_t{self.lane_tile}_{super().label}"
+
+    def constants(self, target: Target, fmt: type[Format]) -> dict[str, int]:
+        # What a wave's lanes take at a time, and how many scales and sums go with it.
+        tile_k = self.lane_tile * target.wave
+        return {"tile_m": self.tile_m, "tile_k": tile_k, "tile_sums": tile_k // fmt.sub_block}
 
 
 @dataclass(frozen=True)
@@ -149,13 +177,14 @@ class DotSchedule(Schedule):
         return (self.tile_n // self.thread_n) * (self.tile_m // self.thread_m)
 
 
-# M that the matvecs have kernels for. On an H100, in five formats and five shapes, clamping 3, 5 and 6 to the next power of two cost 16, 28
-# and 17% on average, and 7 to 8 cost 5%. On a CPU with VNNI (4096 x 4096, one thread) 3, 5, 6 and 7 cost 15 to 22%, 42 to 67%, 15 to 39%
-# and 10 to 17%. On AMD GPUs nothing is measured.
+# M that the matvecs have kernels for. On an H100, in five formats and five shapes, clamping 3 and 5 to the next power of two cost 16 and
+# 28% on average, and 7 to 8 cost 5%; with activations in tiles a kernel for 6 is slower than that for 8 (H200, q4_0, 32768 x 8192: 90 us
+# against 73). On a CPU with VNNI (4096 x 4096, one thread) 3, 5, 6 and 7 cost 15 to 22%, 42 to 67%, 15 to 39% and 10 to 17%. On AMD GPUs
+# nothing is measured.
 MOST_VEC_COLUMNS = 8
 VEC_COLUMNS: dict[str, tuple[int, ...]] = {
     "rocm": (1, 2, 4, 8),
-    "cuda": (1, 2, 3, 4, 5, 6, 8),
+    "cuda": (1, 2, 3, 4, 5, 8),
     "cpu": (1, 2, 3, 4, 5, 6, 7, 8),
 }
 
@@ -177,6 +206,35 @@ DEQUANTIZE_MUL_MAT_VEC: dict[str, tuple[VecSchedule, ...]] = {
     "cuda": (_ROW_A_WAVE,),
     "cpu": (VecSchedule(waves=1, tile_n=32),),
 }
+
+# Rows of the weight that a wave takes at a time, up to an M, by format ("" for those that are not named): they share the activations that
+# the wave loads, and take registers. On an H200, in five formats at 32768 x 8192, 4 rows took 0.24 to 0.50 of the time of one with M = 8;
+# with M = 2 q8_0 does best with 1. On AMD by counting: instructions of the loop per 32 weights and row of activations, and waves that a
+# SIMD has room for. gfx1100, M = 8, with 1, 2, 4 rows: q4_0 23.2, 18.2, 15.3 (12, 12, 9 waves), q4_K 24.4, 20.8, 18.4 (12, 10, 6), q6_K
+# 29.0, 23.9 (9, 7), which spills with 4. gfx942: q4_0 20.0, 15.7, 14.0 (5, 4, 4), q4_K 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken
+# where they save a tenth and do not halve the waves; with M = 8, where instructions set the pace and not memory, also where they do.
+# Kernels for CPUs take a row at a time.
+MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {
+    "rocm": {"": {1: 1, 4: 2, 8: 4}},
+    "gfx90a": {"": {1: 1, 4: 2, 8: 4}, "q5_k": {2: 1, 4: 2, 8: 4}, "q6_k": {2: 1, 8: 2}},
+    "gfx1030": {"": {1: 1, 4: 2, 8: 4}, "q5_k": {1: 1, 8: 2}, "q6_k": {1: 1, 8: 2}},
+    "gfx1100": {"": {1: 1, 4: 2, 8: 4}, "q4_0": {1: 1, 8: 2}, "q6_k": {1: 1, 8: 2}},
+    "cuda": {"": {1: 1, 2: 2, 8: 4}, "q8_0": {2: 1, 8: 4}},
+}
+DEQUANTIZE_MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {"rocm": {"": {1: 1, 8: 2}}, "cuda": {"": {1: 1, 8: 2}}}
+# Spread sums, 16 or 32 a wave, are for lane tiles of at least so many weights: on an H200 they took 0.87 to 0.96 of the time for K-quants,
+# and 0.92 to 1.2 for q4_0 and q8_0, more with longer rows. On AMD, whose sums over a wave end in scalar registers, they are not tried.
+SPREAD_SUMS: dict[str, int] = {"cuda": 64}
+# For these M, by format, waves take their rows without a loop around it, which turns once where tile_n is as many rows as they take at a
+# time. On AMD a loop only costs instructions. On an H200 ptxas orders the loads otherwise, for better or worse: without a loop kernels
+# took 0.77 to 1.7 of the time, so the table has what did best over four shapes in five formats.
+_ANY_M = tuple(range(1, MOST_VEC_COLUMNS + 1))
+MUL_MAT_VEC_NO_LOOP: dict[str, dict[str, tuple[int, ...]]] = {
+    "rocm": {"": _ANY_M},
+    "cuda": {"q4_0": (1, 2, 4, 5), "q8_0": (2, 5), "q4_k": (1, 2, 4, 8), "q5_k": (2, 3), "q6_k": (1,), "": ()},
+}
+DEQUANTIZE_MUL_MAT_VEC_NO_LOOP: dict[str, dict[str, tuple[int, ...]]] = {"rocm": {"": _ANY_M}, "cuda": {"": ()}}
+QUANTIZE_Q8_1_TILES: dict[str, tuple[int, int, int]] = {"rocm": (256, 8, 32), "cuda": (256, 8, 32)}  # as in QUANTIZE_Q8_1
 
 # Element-wise kernels. On a GPU each thread writes 8 values, 16 or 32 bytes.
 _ELEMENT_THREADS = 256
@@ -233,8 +291,39 @@ def mul_mat_vec(target: Target, fmt: type[Format], tile_m: int) -> tuple[VecSche
     return _vec(MUL_MAT_VEC, target, tile_m, min(64, fmt.block_size)) if fmt.kind == "weights" else ()
 
 
+def mul_mat_vec_tiles(target: Target, fmt: type[Format], tile_m: int) -> tuple[VecSchedule, ...]:
+    schedules = _with_rows(mul_mat_vec(target, fmt, tile_m), target, fmt, MUL_MAT_VEC_ROWS, MUL_MAT_VEC_NO_LOOP)
+    least = next(iter(_row(SPREAD_SUMS, target)), None)
+    return tuple(replace(s, spread=least is not None and s.lane_tile >= least and s.rows * s.tile_m in (16, 32)) for s in schedules)
+
+
+def quantize_q8_1_tiles(target: Target, fmt: type[Format], tile_m: int) -> tuple[Q8TilesSchedule, ...]:
+    schedules = mul_mat_vec_tiles(target, fmt, tile_m)[:1]
+    return tuple(
+        Q8TilesSchedule(*row, tile_m=s.tile_m, lane_tile=s.lane_tile) for s in schedules for row in _row(QUANTIZE_Q8_1_TILES, target)
+    )
+
+
+def _with_rows(
+    schedules: tuple[VecSchedule, ...],
+    target: Target,
+    fmt: type[Format],
+    rows_up_to_m: Mapping[str, Mapping[str, Mapping[int, int]]],
+    no_loop: Mapping[str, Mapping[str, tuple[int, ...]]],
+) -> tuple[VecSchedule, ...]:
+    """The schedules with as many rows a wave as the tables have for the target; none where they have none."""
+    found = []
+    for rows_by_format, by_format in zip(_row(rows_up_to_m, target), _row(no_loop, target), strict=True):
+        by_m, without = rows_by_format.get(fmt.name, rows_by_format[""]), by_format.get(fmt.name, by_format[""])
+        for s in schedules:
+            rows = 1 if s.split_k > 1 else next(rows for m, rows in by_m.items() if s.tile_m <= m)
+            found.append(replace(s, rows=rows, tile_n=s.waves * rows // s.split_k, row_loop=s.tile_m not in without))
+    return tuple(found)
+
+
 def dequantize_mul_mat_vec(target: Target, fmt: type[Format], tile_m: int) -> tuple[VecSchedule, ...]:
-    return _vec(DEQUANTIZE_MUL_MAT_VEC, target, tile_m, min(32, fmt.kernel_block_weights()))
+    schedules = _vec(DEQUANTIZE_MUL_MAT_VEC, target, tile_m, min(32, fmt.kernel_block_weights()))
+    return _with_rows(schedules, target, fmt, DEQUANTIZE_MUL_MAT_VEC_ROWS, DEQUANTIZE_MUL_MAT_VEC_NO_LOOP) or schedules
 
 
 def element(target: Target, fmt: type[Format], tile_m: int) -> tuple[ElementSchedule, ...]:

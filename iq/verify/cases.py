@@ -138,6 +138,10 @@ def _product(model: Model, spec: KernelSpec, target: Target, rng: np.random.Gene
         yield call("several rows", m, 37, medium)
         yield call("one row of one block", m, 1, max(one, 32))
         yield call("long rows", m, 3, _row_length(fmt, 4200))  # more than a wave takes at once
+        yield call("whole tiles", m, 8, _row_length(fmt, 4096))
+        yield call("several tiles of rows", 2 * m + 1, 6, medium)
+        if m > 1:
+            yield call("fewer rows than it is for", m - 1, 6, medium)
     else:
         # The last tile, of 64 or more in steps of 16, ends in each of its steps: in rows and in columns.
         m, n = 6 * len(_EDGE_ROWS), 39

@@ -13,15 +13,21 @@
 !ints = vector<4xi32>
 !int8s = vector<4xi8>
 !xbytes = memref<?x?x32xi8>
-!sums = vector<1xf32>
+!xq_tiles = memref<?x1x4x32x16xi8>
+!xd_tiles = memref<?x1x1x32x4xi32>
 !quants = vector<2x8xi32>
 !scales = vector<2xf32>
+!rows = vector<1xf32>
+!ints_2 = vector<1xi32>
+!xq_tiles_2 = memref<?x1x4x32x4xi32>
+!words = vector<4xi32>
+!sums = vector<1xf32>
 
-#quantize_q8_1_soa_b32_l8_buffers = #hal.pipeline.layout<constants = 3, bindings = [
+#quantize_q8_1_tiles_m1_t64_b32_l8_buffers = #hal.pipeline.layout<constants = 3, bindings = [
   #hal.pipeline.binding<storage_buffer, ReadOnly>,
   #hal.pipeline.binding<storage_buffer>,
   #hal.pipeline.binding<storage_buffer>]>
-#mul_mat_vec_m1_n4_w4_t64_buffers = #hal.pipeline.layout<constants = 3, bindings = [
+#mul_mat_vec_tiles_m1_n4_w4_t64_buffers = #hal.pipeline.layout<constants = 3, bindings = [
   #hal.pipeline.binding<storage_buffer, ReadOnly>,
   #hal.pipeline.binding<storage_buffer, ReadOnly>,
   #hal.pipeline.binding<storage_buffer, ReadOnly>,
@@ -29,8 +35,8 @@
 // Each dispatch is an executable: its helpers and types are its own, and on CUDA its amount of shared memory, where the kernels of one
 // executable all get the sum of what they use.
 module attributes {hal.device.targets = [#hal.device.target<"hip", [#hal.executable.target<"rocm", "rocm-hsaco-fb", {abi = "hip", iree_codegen.target_info = #iree_gpu.target<arch = "gfx1100", features = "", wgp = <compute = fp64|fp32|fp16|int64|int32|int16|int8, storage = b64|b32|b16|b8, subgroup = shuffle|arithmetic, dot = dp4xi8toi32, mma = [], subgroup_size_choices = [32, 64], max_workgroup_sizes = [1024, 1024, 1024], max_thread_count_per_workgroup = 1024, max_workgroup_memory_bytes = 65536, max_workgroup_counts = [2147483647, 65535, 65535], max_load_instruction_bits = 128, simds_per_wgp = 4, vgpr_space_bits = 8192, workgroup_memory_bank_count = 32>>}>]> : !hal.device]} {
-hal.executable.source private @quantize_q8_1_soa_b32_l8 {
-  hal.executable.export public @quantize_q8_1_soa_b32_l8 ordinal(0) layout(#quantize_q8_1_soa_b32_l8_buffers)
+hal.executable.source private @quantize_q8_1_tiles_m1_t64_b32_l8 {
+  hal.executable.export public @quantize_q8_1_tiles_m1_t64_b32_l8 ordinal(0) layout(#quantize_q8_1_tiles_m1_t64_b32_l8_buffers)
       count(%device: !hal.device, %q8_blocks: index, %m: index) -> (index, index, index) {
     %one = arith.constant 1 : index
     %tile_0 = arith.constant 32 : index
@@ -66,56 +72,148 @@ hal.executable.source private @quantize_q8_1_soa_b32_l8 {
     // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
 
 
-    // ---- quantize_q8_1_soa: activations to q8: d = max|x| / 127 over 32 values, quants = round(x / d). A NaN or an infinity makes its block's d
+    // ---- quantize_q8_1_tiles: activations to q8: d = max|x| / 127 over 32 values, quants = round(x / d). A NaN or an infinity makes its block's d
     // NaN or infinite, and so every result that uses the block. Rows are padded with zeros to whole blocks. 8 lanes a block.
 
+    // See kernels/mul_mat_vec_tiles.mlir.j2.
 
-    func.func @quantize_q8_1_soa_b32_l8() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [256, 1, 1] subgroup_size = 32>} {
-      %m_i32 = hal.interface.constant.load layout(#quantize_q8_1_soa_b32_l8_buffers) ordinal(0) : i32
+    func.func @quantize_q8_1_tiles_m1_t64_b32_l8() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [256, 1, 1] subgroup_size = 32>} {
+      %m_i32 = hal.interface.constant.load layout(#quantize_q8_1_tiles_m1_t64_b32_l8_buffers) ordinal(0) : i32
       %m = arith.index_castui %m_i32 : i32 to index
-      %k_i32 = hal.interface.constant.load layout(#quantize_q8_1_soa_b32_l8_buffers) ordinal(1) : i32
+      %k_i32 = hal.interface.constant.load layout(#quantize_q8_1_tiles_m1_t64_b32_l8_buffers) ordinal(1) : i32
       %k = arith.index_castui %k_i32 : i32 to index
-      %q8_blocks_i32 = hal.interface.constant.load layout(#quantize_q8_1_soa_b32_l8_buffers) ordinal(2) : i32
+      %q8_blocks_i32 = hal.interface.constant.load layout(#quantize_q8_1_tiles_m1_t64_b32_l8_buffers) ordinal(2) : i32
       %q8_blocks = arith.index_castui %q8_blocks_i32 : i32 to index
       %workgroup_q8_blocks = hal.interface.workgroup.id[0] : index
       %workgroup_m = hal.interface.workgroup.id[1] : index
-      %x = hal.interface.binding.subspan layout(#quantize_q8_1_soa_b32_l8_buffers) binding(0) alignment(64) : !x{%m, %k}
-      %xq = hal.interface.binding.subspan layout(#quantize_q8_1_soa_b32_l8_buffers) binding(1) alignment(64) : !xbytes{%m, %q8_blocks}
-      %xd = hal.interface.binding.subspan layout(#quantize_q8_1_soa_b32_l8_buffers) binding(2) alignment(64) : !xd{%m, %q8_blocks}
+      %x = hal.interface.binding.subspan layout(#quantize_q8_1_tiles_m1_t64_b32_l8_buffers) binding(0) alignment(64) : !x{%m, %k}
+      // %k_tiles = ((32 * %q8_blocks + 2047) / 2048) : index
+      %k_tiles.1 = arith.constant 32 : index
+      %k_tiles.2 = arith.muli %k_tiles.1, %q8_blocks : index
+      %k_tiles.3 = arith.constant 0x7ff : index
+      %k_tiles.4 = arith.addi %k_tiles.2, %k_tiles.3 : index
+      %k_tiles.5 = arith.constant 0x800 : index
+      %k_tiles = arith.divui %k_tiles.4, %k_tiles.5 : index
+      // %all_tiles = ((%m + 0) / 1 * %k_tiles) : index
+      %all_tiles.6 = arith.constant 0 : index
+      %all_tiles.7 = arith.addi %m, %all_tiles.6 : index
+      %all_tiles.8 = arith.constant 1 : index
+      %all_tiles.9 = arith.divui %all_tiles.7, %all_tiles.8 : index
+      %all_tiles = arith.muli %all_tiles.9, %k_tiles : index
+      // %first_tile = (%workgroup_m / 1 * %k_tiles) : index
+      %first_tile.10 = arith.constant 1 : index
+      %first_tile.11 = arith.divui %workgroup_m, %first_tile.10 : index
+      %first_tile = arith.muli %first_tile.11, %k_tiles : index
+      // %column = (%workgroup_m mod 1) : index
+      %column.12 = arith.constant 1 : index
+      %column = arith.remui %workgroup_m, %column.12 : index
+      %xq = hal.interface.binding.subspan layout(#quantize_q8_1_tiles_m1_t64_b32_l8_buffers) binding(1) alignment(64) : !xq_tiles{%all_tiles}
+      %xd = hal.interface.binding.subspan layout(#quantize_q8_1_tiles_m1_t64_b32_l8_buffers) binding(2) alignment(64) : !xd_tiles{%all_tiles}
       %thread = func.call @thread() : () -> index
       // %lane = (%thread mod 8) : index
-      %lane.1 = arith.constant 8 : index
-      %lane = arith.remui %thread, %lane.1 : index
+      %lane.13 = arith.constant 8 : index
+      %lane = arith.remui %thread, %lane.13 : index
       // %first_lane = (%lane == 0) : index
-      %first_lane.2 = arith.constant 0 : index
-      %first_lane = arith.cmpi eq, %lane, %first_lane.2 : index
+      %first_lane.14 = arith.constant 0 : index
+      %first_lane = arith.cmpi eq, %lane, %first_lane.14 : index
       // %in_block = (4 * %lane) : index
-      %in_block.3 = arith.constant 4 : index
-      %in_block = arith.muli %in_block.3, %lane : index
+      %in_block.15 = arith.constant 4 : index
+      %in_block = arith.muli %in_block.15, %lane : index
       // %first = (32 * %workgroup_q8_blocks + %thread / 8) : index
-      %first.4 = arith.constant 32 : index
-      %first.5 = arith.muli %first.4, %workgroup_q8_blocks : index
-      %first.6 = arith.constant 8 : index
-      %first.7 = arith.divui %thread, %first.6 : index
-      %first = arith.addi %first.5, %first.7 : index
+      %first.16 = arith.constant 32 : index
+      %first.17 = arith.muli %first.16, %workgroup_q8_blocks : index
+      %first.18 = arith.constant 8 : index
+      %first.19 = arith.divui %thread, %first.18 : index
+      %first = arith.addi %first.17, %first.19 : index
       // %stop = (min(32 * (%workgroup_q8_blocks + 1), %q8_blocks)) : index
-      %stop.8 = arith.constant 32 : index
-      %stop.9 = arith.constant 1 : index
-      %stop.10 = arith.addi %workgroup_q8_blocks, %stop.9 : index
-      %stop.11 = arith.muli %stop.8, %stop.10 : index
-      %stop = arith.minui %stop.11, %q8_blocks : index
+      %stop.20 = arith.constant 32 : index
+      %stop.21 = arith.constant 1 : index
+      %stop.22 = arith.addi %workgroup_q8_blocks, %stop.21 : index
+      %stop.23 = arith.muli %stop.20, %stop.22 : index
+      %stop = arith.minui %stop.23, %q8_blocks : index
       %step = arith.constant 32 : index
       scf.for %q8_block = %first to %stop step %step {
         %quants, %scale, %sums = func.call @quantize_block(%x, %workgroup_m, %k, %q8_block, %in_block) : (!x, index, index, index, index) -> (!int8s, f32, i32)
-        vector.store %quants, %xq[%workgroup_m, %q8_block, %in_block] : !xbytes, !int8s
+        // @store_quants(%quants, %xq, %first_tile, %column, 32 * %q8_block + %in_block)
+        %store_quants.25 = arith.constant 32 : index
+        %store_quants.26 = arith.muli %store_quants.25, %q8_block : index
+        %store_quants.24 = arith.addi %store_quants.26, %in_block : index
+        func.call @store_quants(%quants, %xq, %first_tile, %column, %store_quants.24) : (!int8s, !xq_tiles, index, index, index) -> ()
         scf.if %first_lane {
-          %bits = arith.bitcast %scale : f32 to i32
-          %pair = vector.from_elements %bits, %sums : !i32x2
-          // %xd[%workgroup_m, %q8_block, 0]
-          %pair.12 = arith.constant 0 : index
-          vector.store %pair, %xd[%workgroup_m, %q8_block, %pair.12] : !xd, !i32x2
+          // %first_sum = (asr(%sums << 16, 16)) : i32
+          %first_sum.27 = arith.constant 16 : i32
+          %first_sum.28 = arith.shli %sums, %first_sum.27 : i32
+          %first_sum.29 = arith.constant 16 : i32
+          %first_sum = arith.shrsi %first_sum.28, %first_sum.29 : i32
+          // %last_sum = (asr(%sums - %first_sum, 16)) : i32
+          %last_sum.30 = arith.subi %sums, %first_sum : i32
+          %last_sum.31 = arith.constant 16 : i32
+          %last_sum = arith.shrsi %last_sum.30, %last_sum.31 : i32
+          // @store_scale(%scale, %first_sum + %last_sum, %xd, %first_tile, %column, 32 * %q8_block)
+          %store_scale.32 = arith.addi %first_sum, %last_sum : i32
+          %store_scale.34 = arith.constant 32 : index
+          %store_scale.33 = arith.muli %store_scale.34, %q8_block : index
+          func.call @store_scale(%scale, %store_scale.32, %xd, %first_tile, %column, %store_scale.33) : (f32, i32, !xd_tiles, index, index, index) -> ()
         }
       }
+      return
+    }
+    // Where the activation that is multiplied with weight k of a row lies: the tile, the lane that takes it, which of the lane's runs it is in,
+    // and its place there.
+    func.func private @place(%k: index) -> (index, index, index, index) {
+      // %lane_tile = (1 * (%k / 64) + %k mod 16 / 16) : index
+      %lane_tile.1 = arith.constant 1 : index
+      %lane_tile.2 = arith.constant 64 : index
+      %lane_tile.3 = arith.divui %k, %lane_tile.2 : index
+      %lane_tile.4 = arith.muli %lane_tile.1, %lane_tile.3 : index
+      %lane_tile.5 = arith.constant 16 : index
+      %lane_tile.6 = arith.remui %k, %lane_tile.5 : index
+      %lane_tile.7 = arith.constant 16 : index
+      %lane_tile.8 = arith.divui %lane_tile.6, %lane_tile.7 : index
+      %lane_tile = arith.addi %lane_tile.4, %lane_tile.8 : index
+      // %tile = (%lane_tile / 32) : index
+      %tile.9 = arith.constant 32 : index
+      %tile = arith.divui %lane_tile, %tile.9 : index
+      // %lane = (%lane_tile mod 32) : index
+      %lane.10 = arith.constant 32 : index
+      %lane = arith.remui %lane_tile, %lane.10 : index
+      // %run = (%k mod 64 / 16) : index
+      %run.11 = arith.constant 64 : index
+      %run.12 = arith.remui %k, %run.11 : index
+      %run.13 = arith.constant 16 : index
+      %run = arith.divui %run.12, %run.13 : index
+      // %at = (%k mod 16) : index
+      %at.14 = arith.constant 16 : index
+      %at = arith.remui %k, %at.14 : index
+      return %tile, %lane, %run, %at : index, index, index, index
+    }
+    func.func private @store_quants(%quants: !int8s, %xq: !xq_tiles, %first_tile: index, %column: index, %k: index) {
+      %tile, %lane, %run, %at = func.call @place(%k) : (index) -> (index, index, index, index)
+      // %xq[%first_tile + %tile, %column, %run, %lane, %at]
+      %quants.1 = arith.addi %first_tile, %tile : index
+      "vector.store"(%quants, %xq, %quants.1, %column, %run, %lane, %at) <{alignment = 4 : i64}> : (!int8s, !xq_tiles, index, index, index, index, index) -> ()
+      return
+    }
+    // The scale of a sub-block's activations; and what the format's weights take of their sum: itself, as f32.
+    func.func private @store_scale(%scale: f32, %sum: i32, %xd: !xd_tiles, %first_tile: index, %column: index, %k: index) {
+      %tile, %lane, %run, %at = func.call @place(%k) : (index) -> (index, index, index, index)
+      %bits = arith.bitcast %scale : f32 to i32
+      // %float = (sitofp(%sum)) : f32
+      %float = arith.sitofp %sum : i32 to f32
+      %second = arith.bitcast %float : f32 to i32
+      %pair = vector.from_elements %bits, %second : !i32x2
+      // %sub_block = (%run / 2) : index
+      %sub_block.1 = arith.constant 2 : index
+      %sub_block = arith.divui %run, %sub_block.1 : index
+      // %xd[%first_tile + %tile, %column, %sub_block / 2, %lane, 2 * (%sub_block mod 2)]
+      %pair.2 = arith.addi %first_tile, %tile : index
+      %pair.5 = arith.constant 2 : index
+      %pair.3 = arith.divui %sub_block, %pair.5 : index
+      %pair.6 = arith.constant 2 : index
+      %pair.7 = arith.constant 2 : index
+      %pair.8 = arith.remui %sub_block, %pair.7 : index
+      %pair.4 = arith.muli %pair.6, %pair.8 : index
+      vector.store %pair, %xd[%pair.2, %column, %pair.3, %lane, %pair.4] : !xd_tiles, !i32x2
       return
     }
     // One lane's part of a block: its quants; the block's scale; the sums of the block's first and last 16 quants, first + 65536 * last.
@@ -234,8 +332,8 @@ hal.executable.source private @quantize_q8_1_soa_b32_l8 {
     }
   }
 }
-hal.executable.source private @mul_mat_vec_m1_n4_w4_t64 {
-  hal.executable.export public @mul_mat_vec_m1_n4_w4_t64 ordinal(0) layout(#mul_mat_vec_m1_n4_w4_t64_buffers)
+hal.executable.source private @mul_mat_vec_tiles_m1_n4_w4_t64 {
+  hal.executable.export public @mul_mat_vec_tiles_m1_n4_w4_t64 ordinal(0) layout(#mul_mat_vec_tiles_m1_n4_w4_t64_buffers)
       count(%device: !hal.device, %n: index, %m: index) -> (index, index, index) {
     %one = arith.constant 1 : index
     %tile_0 = arith.constant 4 : index
@@ -274,34 +372,36 @@ hal.executable.source private @mul_mat_vec_m1_n4_w4_t64 {
       %words = vector.bitcast %loaded : vector<16xi8> to !i32x4
       return %words : !i32x4
     }
-    // a . b over the int8 values of a sub-block: one v_dot4 a word.
-    func.func private @dot(%a: !sub_block, %b: !sub_block) -> i32 {
-      %clamp = arith.constant false
-      %sum0 = arith.constant 0 : i32
+    // from + a . b over the int8 values of a sub-block: one v_dot4 a word.
+    func.func private @dot(%a: !sub_block, %b: !sub_block, %sum0: i32) -> i32 {
+      // The first saturates, which it never comes to: with that, LLVM takes the form that adds to another register or a constant, where
+      // v_dot4c of gfx9 and gfx10 wants a copy in the register that it adds to.
+      %saturates = arith.constant true
+      %wraps = arith.constant false
       %a0 = vector.extract %a[0] : i32 from !sub_block
       %b0 = vector.extract %b[0] : i32 from !sub_block
-      %sum1 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a0, %b0, %sum0, %clamp) : (i32, i32, i32, i1) -> i32
+      %sum1 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a0, %b0, %sum0, %saturates) : (i32, i32, i32, i1) -> i32
       %a1 = vector.extract %a[1] : i32 from !sub_block
       %b1 = vector.extract %b[1] : i32 from !sub_block
-      %sum2 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a1, %b1, %sum1, %clamp) : (i32, i32, i32, i1) -> i32
+      %sum2 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a1, %b1, %sum1, %wraps) : (i32, i32, i32, i1) -> i32
       %a2 = vector.extract %a[2] : i32 from !sub_block
       %b2 = vector.extract %b[2] : i32 from !sub_block
-      %sum3 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a2, %b2, %sum2, %clamp) : (i32, i32, i32, i1) -> i32
+      %sum3 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a2, %b2, %sum2, %wraps) : (i32, i32, i32, i1) -> i32
       %a3 = vector.extract %a[3] : i32 from !sub_block
       %b3 = vector.extract %b[3] : i32 from !sub_block
-      %sum4 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a3, %b3, %sum3, %clamp) : (i32, i32, i32, i1) -> i32
+      %sum4 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a3, %b3, %sum3, %wraps) : (i32, i32, i32, i1) -> i32
       %a4 = vector.extract %a[4] : i32 from !sub_block
       %b4 = vector.extract %b[4] : i32 from !sub_block
-      %sum5 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a4, %b4, %sum4, %clamp) : (i32, i32, i32, i1) -> i32
+      %sum5 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a4, %b4, %sum4, %wraps) : (i32, i32, i32, i1) -> i32
       %a5 = vector.extract %a[5] : i32 from !sub_block
       %b5 = vector.extract %b[5] : i32 from !sub_block
-      %sum6 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a5, %b5, %sum5, %clamp) : (i32, i32, i32, i1) -> i32
+      %sum6 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a5, %b5, %sum5, %wraps) : (i32, i32, i32, i1) -> i32
       %a6 = vector.extract %a[6] : i32 from !sub_block
       %b6 = vector.extract %b[6] : i32 from !sub_block
-      %sum7 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a6, %b6, %sum6, %clamp) : (i32, i32, i32, i1) -> i32
+      %sum7 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a6, %b6, %sum6, %wraps) : (i32, i32, i32, i1) -> i32
       %a7 = vector.extract %a[7] : i32 from !sub_block
       %b7 = vector.extract %b[7] : i32 from !sub_block
-      %sum8 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a7, %b7, %sum7, %clamp) : (i32, i32, i32, i1) -> i32
+      %sum8 = llvm.call_intrinsic "llvm.amdgcn.sdot4"(%a7, %b7, %sum7, %wraps) : (i32, i32, i32, i1) -> i32
       return %sum8 : i32
     }
     // Over the wave.
@@ -437,51 +537,19 @@ hal.executable.source private @mul_mat_vec_m1_n4_w4_t64 {
       %field = arith.andi %field.5, %field.6 : !i32x4
       return %field : !i32x4
     }
-    // A sub-block against q8 activations, before the activations' own scale: scale * (quants - zero) . xquants - min * sum of xquants.
-    // sums: those of the q8 block that holds the sub-block (first + 65536 * last). within: where in it the sub-block begins.
-    func.func private @sub_block_product(%quants: !sub_block, %scale: f32, %min: f32, %x: !sub_block, %sums: i32, %within: index) -> f32 {
-      %dot = func.call @dot(%quants, %x) : (!sub_block, !sub_block) -> i32
-      // %first = (asr(%sums << 16, 16)) : i32
-      %first.1 = arith.constant 16 : i32
-      %first.2 = arith.shli %sums, %first.1 : i32
-      %first.3 = arith.constant 16 : i32
-      %first = arith.shrsi %first.2, %first.3 : i32
-      // %last = (asr(%sums - %first, 16)) : i32
-      %last.4 = arith.subi %sums, %first : i32
-      %last.5 = arith.constant 16 : i32
-      %last = arith.shrsi %last.4, %last.5 : i32
-      // %sum = (%first + %last) : i32
-      %sum = arith.addi %first, %last : i32
-      // %scaled = (sitofp(%dot) * %scale) : f32
-      %scaled.6 = arith.sitofp %dot : i32 to f32
-      %scaled = arith.mulf %scaled.6, %scale : f32
-      // %product = (fma(-%min, sitofp(%sum), %scaled)) : f32
-      %product.7 = arith.negf %min : f32
-      %product.8 = arith.sitofp %sum : i32 to f32
-      %product = math.fma %product.7, %product.8, %scaled : f32
-      return %product : f32
-    }
-    // What q8 activations keep of a block: the scale, and the sums of its first and last 16 values.
-    func.func private @load_d_and_sums(%xd: !xd, %m: index, %q8_block: index) -> (f32, i32) {
-      // %xd[%m, %q8_block, 0]
-      %pair.1 = arith.constant 0 : index
-      %pair = vector.load %xd[%m, %q8_block, %pair.1] : !xd, !i32x2
-      %bits = vector.extract %pair[0] : i32 from !i32x2
-      %sums = vector.extract %pair[1] : i32 from !i32x2
-      %d = arith.bitcast %bits : i32 to f32
-      return %d, %sums : f32, i32
-    }
 
-    // ---- mul_mat_vec: y[m, n] = sum over k of w[n, k] * x[m, k], the activations as q8. The lanes of a wave take tiles of 64 weights of
-    // a row in turn: 4 runs of 16, spread over the weights that lie in the same bytes.
+    // ---- mul_mat_vec_tiles: y[m, n] = sum over k of w[n, k] * x[m, k], the activations as q8, in tiles. The lanes of a wave take tiles of
+    // 64 weights in turn, of 1 row of the weight at a time: 4 runs of 16, spread over the weights that lie in the same bytes.
+    // A tile of activations is what the lanes of a wave need for that, column by column: the first 16 of each lane, lane after lane, then the
+    // next 16; their scales and sums likewise. So each load of a wave is contiguous, and all of a tile lie at constant distances.
 
 
-    func.func @mul_mat_vec_m1_n4_w4_t64() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [128, 1, 1] subgroup_size = 32>} {
-      %m_i32 = hal.interface.constant.load layout(#mul_mat_vec_m1_n4_w4_t64_buffers) ordinal(0) : i32
+    func.func @mul_mat_vec_tiles_m1_n4_w4_t64() attributes {translation_info = #iree_codegen.translation_info<pipeline = #iree_gpu.pipeline<BaseLowering> workgroup_size = [128, 1, 1] subgroup_size = 32>} {
+      %m_i32 = hal.interface.constant.load layout(#mul_mat_vec_tiles_m1_n4_w4_t64_buffers) ordinal(0) : i32
       %m = arith.index_castui %m_i32 : i32 to index
-      %n_i32 = hal.interface.constant.load layout(#mul_mat_vec_m1_n4_w4_t64_buffers) ordinal(1) : i32
+      %n_i32 = hal.interface.constant.load layout(#mul_mat_vec_tiles_m1_n4_w4_t64_buffers) ordinal(1) : i32
       %n = arith.index_castui %n_i32 : i32 to index
-      %blocks_i32 = hal.interface.constant.load layout(#mul_mat_vec_m1_n4_w4_t64_buffers) ordinal(2) : i32
+      %blocks_i32 = hal.interface.constant.load layout(#mul_mat_vec_tiles_m1_n4_w4_t64_buffers) ordinal(2) : i32
       %blocks = arith.index_castui %blocks_i32 : i32 to index
       %workgroup_n = hal.interface.workgroup.id[0] : index
       %workgroup_m = hal.interface.workgroup.id[1] : index
@@ -493,46 +561,46 @@ hal.executable.source private @mul_mat_vec_m1_n4_w4_t64 {
       // %k = (256 * %blocks) : index
       %k.2 = arith.constant 0x100 : index
       %k = arith.muli %k.2, %blocks : index
-      // %q8_blocks = (%k / 32) : index
-      %q8_blocks.3 = arith.constant 32 : index
-      %q8_blocks = arith.divui %k, %q8_blocks.3 : index
-      %w = hal.interface.binding.subspan layout(#mul_mat_vec_m1_n4_w4_t64_buffers) binding(0) alignment(64) : !bytes{%bytes}
-      %xq = hal.interface.binding.subspan layout(#mul_mat_vec_m1_n4_w4_t64_buffers) binding(1) alignment(64) : !xq{%m, %q8_blocks}
-      %xd = hal.interface.binding.subspan layout(#mul_mat_vec_m1_n4_w4_t64_buffers) binding(2) alignment(64) : !xd{%m, %q8_blocks}
-      %y = hal.interface.binding.subspan layout(#mul_mat_vec_m1_n4_w4_t64_buffers) binding(3) alignment(64) : !y{%m, %n}
+      // %all_tiles = ((%m + 0) / 1 * ((%k + 2047) / 2048)) : index
+      %all_tiles.3 = arith.constant 0 : index
+      %all_tiles.4 = arith.addi %m, %all_tiles.3 : index
+      %all_tiles.5 = arith.constant 1 : index
+      %all_tiles.6 = arith.divui %all_tiles.4, %all_tiles.5 : index
+      %all_tiles.7 = arith.constant 0x7ff : index
+      %all_tiles.8 = arith.addi %k, %all_tiles.7 : index
+      %all_tiles.9 = arith.constant 0x800 : index
+      %all_tiles.10 = arith.divui %all_tiles.8, %all_tiles.9 : index
+      %all_tiles = arith.muli %all_tiles.6, %all_tiles.10 : index
+      %w = hal.interface.binding.subspan layout(#mul_mat_vec_tiles_m1_n4_w4_t64_buffers) binding(0) alignment(64) : !bytes{%bytes}
+      %xq = hal.interface.binding.subspan layout(#mul_mat_vec_tiles_m1_n4_w4_t64_buffers) binding(1) alignment(64) : !xq_tiles_2{%all_tiles}
+      %xd = hal.interface.binding.subspan layout(#mul_mat_vec_tiles_m1_n4_w4_t64_buffers) binding(2) alignment(64) : !xd_tiles{%all_tiles}
+      %y = hal.interface.binding.subspan layout(#mul_mat_vec_tiles_m1_n4_w4_t64_buffers) binding(3) alignment(64) : !y{%m, %n}
       %lane = func.call @lane() : () -> index
       %wave = func.call @wave() : () -> index
       // %first_lane = (%lane == 0) : index
-      %first_lane.4 = arith.constant 0 : index
-      %first_lane = arith.cmpi eq, %lane, %first_lane.4 : index
-      // Rows of activations beyond the last are clamped to it.
-      // %m0 = (min(1 * %workgroup_m + 0, %m - 1)) : index
-      %m0.5 = arith.constant 1 : index
-      %m0.6 = arith.muli %m0.5, %workgroup_m : index
-      %m0.7 = arith.constant 0 : index
-      %m0.8 = arith.addi %m0.6, %m0.7 : index
-      %m0.9 = arith.constant 1 : index
-      %m0.10 = arith.subi %m, %m0.9 : index
-      %m0 = arith.minui %m0.8, %m0.10 : index
-      // %first_row = (4 * %workgroup_n + %wave) : index
-      %first_row.11 = arith.constant 4 : index
-      %first_row.12 = arith.muli %first_row.11, %workgroup_n : index
-      %first_row = arith.addi %first_row.12, %wave : index
-      // %stop_row = (min(4 * (%workgroup_n + 1), %n)) : index
-      %stop_row.13 = arith.constant 4 : index
-      %stop_row.14 = arith.constant 1 : index
-      %stop_row.15 = arith.addi %workgroup_n, %stop_row.14 : index
-      %stop_row.16 = arith.muli %stop_row.13, %stop_row.15 : index
-      %stop_row = arith.minui %stop_row.16, %n : index
-      %waves = arith.constant 4 : index
-      scf.for %row = %first_row to %stop_row step %waves {
-        // @lane_sums(%w, %xq, %xd, %row * %row_bytes, %blocks, %lane, 32, %m0)
-        %lane_sums.17 = arith.muli %row, %row_bytes : index
-        %lane_sums.18 = arith.constant 32 : index
-        %lane_sums = func.call @lane_sums(%w, %xq, %xd, %lane_sums.17, %blocks, %lane, %lane_sums.18, %m0) : (!bytes, !xq, !xd, index, index, index, index, index) -> !sums
+      %first_lane.11 = arith.constant 0 : index
+      %first_lane = arith.cmpi eq, %lane, %first_lane.11 : index
+      // %row = (4 * %workgroup_n + 1 * %wave) : index
+      %row.12 = arith.constant 4 : index
+      %row.13 = arith.muli %row.12, %workgroup_n : index
+      %row.14 = arith.constant 1 : index
+      %row.15 = arith.muli %row.14, %wave : index
+      %row = arith.addi %row.13, %row.15 : index
+      // %has_rows = (%row < %n) : index
+      %has_rows = arith.cmpi ult, %row, %n : index
+      scf.if %has_rows {
+        // Rows of the weight beyond the last repeat it.
+        // %row0 = (%row + 0) : index
+        %row0.16 = arith.constant 0 : index
+        %row0 = arith.addi %row, %row0.16 : index
+        // %row_at0 = (%row0 * %row_bytes) : index
+        %row_at0 = arith.muli %row0, %row_bytes : index
+        // @lane_sums(%w, %xq, %xd, %row_at0, %workgroup_m, %blocks, %lane, 32)
+        %lane_sums.17 = arith.constant 32 : index
+        %lane_sums = func.call @lane_sums(%w, %xq, %xd, %row_at0, %workgroup_m, %blocks, %lane, %lane_sums.17) : (!bytes, !xq_tiles_2, !xd_tiles, index, index, index, index, index) -> !sums
         %sums = func.call @over_wave(%lane_sums) : (!sums) -> !sums
         scf.if %first_lane {
-          func.call @store_sums(%sums, %y, %row, %m0) : (!sums, !y, index, index) -> ()
+          func.call @store_sums(%sums, %y, %m, %workgroup_m, %row0) : (!sums, !y, index, index, index) -> ()
         }
       }
       return
@@ -543,48 +611,137 @@ hal.executable.source private @mul_mat_vec_m1_n4_w4_t64 {
       %sums = vector.from_elements %sum0 : !sums
       return %sums : !sums
     }
-    func.func private @store_sums(%sums: !sums, %y: !y, %row: index, %m0: index) {
-      %sum0 = vector.extract %sums[0] : f32 from !sums
-      memref.store %sum0, %y[%m0, %row] : !y
+    func.func private @store_sums(%sums: !sums, %y: !y, %m: index, %workgroup_m: index, %row0: index) {
+      // %m0 = (1 * %workgroup_m + 0) : index
+      %m0.1 = arith.constant 1 : index
+      %m0.2 = arith.muli %m0.1, %workgroup_m : index
+      %m0.3 = arith.constant 0 : index
+      %m0 = arith.addi %m0.2, %m0.3 : index
+      // %inside0 = (%m0 < %m) : index
+      %inside0 = arith.cmpi ult, %m0, %m : index
+      scf.if %inside0 {
+        %sum0_0 = vector.extract %sums[0] : f32 from !sums
+        memref.store %sum0_0, %y[%m0, %row0] : !y
+      }
       return
     }
-    func.func private @lane_sums(%w: !bytes, %xq: !xq, %xd: !xd, %row_at: index, %blocks: index, %first: index, %step: index, %m0: index) -> !sums {
-      // %tiles = (4 * %blocks) : index
-      %tiles.1 = arith.constant 4 : index
-      %tiles = arith.muli %tiles.1, %blocks : index
-      %zeros = arith.constant dense<0.0> : !sums
-      %lane_sums = scf.for %i = %first to %tiles step %step iter_args(%sums = %zeros) -> (!sums) {
+    func.func private @lane_sums(%w: !bytes, %xq: !xq_tiles_2, %xd: !xd_tiles, %row_at0: index, %m_tile: index, %blocks: index, %first: index, %step: index) -> !sums {
+      // %lane_tiles = (4 * %blocks) : index
+      %lane_tiles.1 = arith.constant 4 : index
+      %lane_tiles = arith.muli %lane_tiles.1, %blocks : index
+      // %first_tile = (%m_tile * ((%lane_tiles + 31) / 32)) : index
+      %first_tile.2 = arith.constant 31 : index
+      %first_tile.3 = arith.addi %lane_tiles, %first_tile.2 : index
+      %first_tile.4 = arith.constant 32 : index
+      %first_tile.5 = arith.divui %first_tile.3, %first_tile.4 : index
+      %first_tile = arith.muli %m_tile, %first_tile.5 : index
+      %zeros = arith.constant dense<0.0> : !rows
+      %done:1 = scf.for %i = %first to %lane_tiles step %step iter_args(
+          %sum0_0 = %zeros) -> (!rows) {
+        // %tile = (%first_tile + %i / 32) : index
+        %tile.6 = arith.constant 32 : index
+        %tile.7 = arith.divui %i, %tile.6 : index
+        %tile = arith.addi %first_tile, %tile.7 : index
+        // %lane = (%i mod 32) : index
+        %lane.8 = arith.constant 32 : index
+        %lane = arith.remui %i, %lane.8 : index
         // %k = (64 * (%i mod 4 / 1) + 16 * (%i mod 1)) : index
-        %k.2 = arith.constant 64 : index
-        %k.3 = arith.constant 4 : index
-        %k.4 = arith.remui %i, %k.3 : index
-        %k.5 = arith.constant 1 : index
-        %k.6 = arith.divui %k.4, %k.5 : index
-        %k.7 = arith.muli %k.2, %k.6 : index
-        %k.8 = arith.constant 16 : index
-        %k.9 = arith.constant 1 : index
-        %k.10 = arith.remui %i, %k.9 : index
-        %k.11 = arith.muli %k.8, %k.10 : index
-        %k = arith.addi %k.7, %k.11 : index
-        // @load_tile(%w, %row_at + 144 * (%i / 4), %k)
-        %quants.13 = arith.constant 144 : index
-        %quants.14 = arith.constant 4 : index
-        %quants.15 = arith.divui %i, %quants.14 : index
-        %quants.16 = arith.muli %quants.13, %quants.15 : index
-        %quants.12 = arith.addi %row_at, %quants.16 : index
-        %quants, %scales, %mins = func.call @load_tile(%w, %quants.12, %k) : (!bytes, index, index) -> (!quants, !scales, !scales)
-        // @tile_dot(%quants, %scales, %mins, %xq, %xd, %m0, 8 * (%i / 4), %k)
-        %dot0.18 = arith.constant 8 : index
-        %dot0.19 = arith.constant 4 : index
-        %dot0.20 = arith.divui %i, %dot0.19 : index
-        %dot0.17 = arith.muli %dot0.18, %dot0.20 : index
-        %dot0 = func.call @tile_dot(%quants, %scales, %mins, %xq, %xd, %m0, %dot0.17, %k) : (!quants, !scales, !scales, !xq, !xd, index, index, index) -> f32
-        %dots = vector.from_elements %dot0 : !sums
-        // %next = (%sums + %dots) : !sums
-        %next = arith.addf %sums, %dots : !sums
-        scf.yield %next : !sums
+        %k.9 = arith.constant 64 : index
+        %k.10 = arith.constant 4 : index
+        %k.11 = arith.remui %i, %k.10 : index
+        %k.12 = arith.constant 1 : index
+        %k.13 = arith.divui %k.11, %k.12 : index
+        %k.14 = arith.muli %k.9, %k.13 : index
+        %k.15 = arith.constant 16 : index
+        %k.16 = arith.constant 1 : index
+        %k.17 = arith.remui %i, %k.16 : index
+        %k.18 = arith.muli %k.15, %k.17 : index
+        %k = arith.addi %k.14, %k.18 : index
+        // @load_tile(%w, %row_at0 + 144 * (%i / 4), %k)
+        %quants0.20 = arith.constant 144 : index
+        %quants0.21 = arith.constant 4 : index
+        %quants0.22 = arith.divui %i, %quants0.21 : index
+        %quants0.23 = arith.muli %quants0.20, %quants0.22 : index
+        %quants0.19 = arith.addi %row_at0, %quants0.23 : index
+        %quants0, %scales0, %mins0 = func.call @load_tile(%w, %quants0.19, %k) : (!bytes, index, index) -> (!quants, !scales, !scales)
+        // %xd[%tile, 0, 0, %lane, 0]
+        %xd0_0.24 = arith.constant 0 : index
+        %xd0_0.25 = arith.constant 0 : index
+        %xd0_0.26 = arith.constant 0 : index
+        %xd0_0 = "vector.load"(%xd, %tile, %xd0_0.24, %xd0_0.25, %lane, %xd0_0.26) <{alignment = 16 : i64}> : (!xd_tiles, index, index, index, index, index) -> !words
+        %q0_0 = vector.extract %quants0[0] : !sub_block from !quants
+        %scale0_0 = vector.extract %scales0[0] : f32 from !scales
+        %min0_0 = vector.extract %mins0[0] : f32 from !scales
+        %scales_0 = vector.from_elements %scale0_0 : !rows
+        %mins_0 = vector.from_elements %min0_0 : !rows
+        // %xq[%tile, 0, 0, %lane, 0]
+        %x0_0_0.27 = arith.constant 0 : index
+        %x0_0_0.28 = arith.constant 0 : index
+        %x0_0_0.29 = arith.constant 0 : index
+        %x0_0_0 = "vector.load"(%xq, %tile, %x0_0_0.27, %x0_0_0.28, %lane, %x0_0_0.29) <{alignment = 16 : i64}> : (!xq_tiles_2, index, index, index, index, index) -> !i32x4
+        // %xq[%tile, 0, 1, %lane, 0]
+        %x0_0_1.30 = arith.constant 0 : index
+        %x0_0_1.31 = arith.constant 1 : index
+        %x0_0_1.32 = arith.constant 0 : index
+        %x0_0_1 = "vector.load"(%xq, %tile, %x0_0_1.30, %x0_0_1.31, %lane, %x0_0_1.32) <{alignment = 16 : i64}> : (!xq_tiles_2, index, index, index, index, index) -> !i32x4
+        %x0_0 = vector.shuffle %x0_0_0, %x0_0_1 [0, 1, 2, 3, 4, 5, 6, 7] : !i32x4, !i32x4
+        %bits0_0 = vector.extract %xd0_0[0] : i32 from !words
+        %d0_0 = arith.bitcast %bits0_0 : i32 to f32
+        %second0_0 = vector.extract %xd0_0[1] : i32 from !words
+        // @dot(%q0_0, %x0_0, 0)
+        %dot0_0_0.33 = arith.constant 0 : i32
+        %dot0_0_0 = func.call @dot(%q0_0, %x0_0, %dot0_0_0.33) : (!sub_block, !sub_block, i32) -> i32
+        %dots0_0 = vector.from_elements %dot0_0_0 : !ints_2
+        // %scaled0_0 = (sitofp(%dots0_0) * %scales_0) : !rows
+        %scaled0_0.34 = arith.sitofp %dots0_0 : vector<1xi32> to !rows
+        %scaled0_0 = arith.mulf %scaled0_0.34, %scales_0 : !rows
+        %sum_of0_0 = arith.bitcast %second0_0 : i32 to f32
+        // %product0_0 = (fma(-%mins_0, splat(%sum_of0_0), %scaled0_0)) : !rows
+        %product0_0.35 = arith.negf %mins_0 : !rows
+        %product0_0.36 = vector.broadcast %sum_of0_0 : f32 to !rows
+        %product0_0 = math.fma %product0_0.35, %product0_0.36, %scaled0_0 : !rows
+        // %sum0_1 = (fma(%product0_0, splat(%d0_0), %sum0_0)) : !rows
+        %sum0_1.37 = vector.broadcast %d0_0 : f32 to !rows
+        %sum0_1 = math.fma %product0_0, %sum0_1.37, %sum0_0 : !rows
+        %q0_1 = vector.extract %quants0[1] : !sub_block from !quants
+        %scale0_1 = vector.extract %scales0[1] : f32 from !scales
+        %min0_1 = vector.extract %mins0[1] : f32 from !scales
+        %scales_1 = vector.from_elements %scale0_1 : !rows
+        %mins_1 = vector.from_elements %min0_1 : !rows
+        // %xq[%tile, 0, 2, %lane, 0]
+        %x0_1_0.38 = arith.constant 0 : index
+        %x0_1_0.39 = arith.constant 2 : index
+        %x0_1_0.40 = arith.constant 0 : index
+        %x0_1_0 = "vector.load"(%xq, %tile, %x0_1_0.38, %x0_1_0.39, %lane, %x0_1_0.40) <{alignment = 16 : i64}> : (!xq_tiles_2, index, index, index, index, index) -> !i32x4
+        // %xq[%tile, 0, 3, %lane, 0]
+        %x0_1_1.41 = arith.constant 0 : index
+        %x0_1_1.42 = arith.constant 3 : index
+        %x0_1_1.43 = arith.constant 0 : index
+        %x0_1_1 = "vector.load"(%xq, %tile, %x0_1_1.41, %x0_1_1.42, %lane, %x0_1_1.43) <{alignment = 16 : i64}> : (!xq_tiles_2, index, index, index, index, index) -> !i32x4
+        %x0_1 = vector.shuffle %x0_1_0, %x0_1_1 [0, 1, 2, 3, 4, 5, 6, 7] : !i32x4, !i32x4
+        %bits0_1 = vector.extract %xd0_0[2] : i32 from !words
+        %d0_1 = arith.bitcast %bits0_1 : i32 to f32
+        %second0_1 = vector.extract %xd0_0[3] : i32 from !words
+        // @dot(%q0_1, %x0_1, 0)
+        %dot0_0_1.44 = arith.constant 0 : i32
+        %dot0_0_1 = func.call @dot(%q0_1, %x0_1, %dot0_0_1.44) : (!sub_block, !sub_block, i32) -> i32
+        %dots0_1 = vector.from_elements %dot0_0_1 : !ints_2
+        // %scaled0_1 = (sitofp(%dots0_1) * %scales_1) : !rows
+        %scaled0_1.45 = arith.sitofp %dots0_1 : vector<1xi32> to !rows
+        %scaled0_1 = arith.mulf %scaled0_1.45, %scales_1 : !rows
+        %sum_of0_1 = arith.bitcast %second0_1 : i32 to f32
+        // %product0_1 = (fma(-%mins_1, splat(%sum_of0_1), %scaled0_1)) : !rows
+        %product0_1.46 = arith.negf %mins_1 : !rows
+        %product0_1.47 = vector.broadcast %sum_of0_1 : f32 to !rows
+        %product0_1 = math.fma %product0_1.46, %product0_1.47, %scaled0_1 : !rows
+        // %sum0_2 = (fma(%product0_1, splat(%d0_1), %sum0_1)) : !rows
+        %sum0_2.48 = vector.broadcast %d0_1 : f32 to !rows
+        %sum0_2 = math.fma %product0_1, %sum0_2.48, %sum0_1 : !rows
+        scf.yield %sum0_2 : !rows
       }
-      return %lane_sums : !sums
+      %sum0 = vector.extract %done#0[0] : f32 from !rows
+      %sums = vector.from_elements %sum0 : !sums
+      return %sums : !sums
     }
     // The tile whose first weight is k of a block.
     func.func private @load_tile(%w: !bytes, %block: index, %k: index) -> (!quants, !scales, !scales) {
@@ -621,55 +778,6 @@ hal.executable.source private @mul_mat_vec_m1_n4_w4_t64 {
       %mins = vector.from_elements %min0, %min1 : !scales
       return %quants, %scales, %mins : !quants, !scales, !scales
     }
-    // A tile against a row of activations: each sub-block's dot product is scaled by the scales of both.
-    func.func private @tile_dot(%quants: !quants, %scales: !scales, %mins: !scales, %xq: !xq, %xd: !xd, %m: index, %q8_block: index, %k: index) -> f32 {
-      %sum0 = arith.constant 0.0 : f32
-      // %q8_block0 = (%q8_block + %k / 32 + 0) : index
-      %q8_block0.1 = arith.constant 32 : index
-      %q8_block0.2 = arith.divui %k, %q8_block0.1 : index
-      %q8_block0.3 = arith.addi %q8_block, %q8_block0.2 : index
-      %q8_block0.4 = arith.constant 0 : index
-      %q8_block0 = arith.addi %q8_block0.3, %q8_block0.4 : index
-      // %within0 = (%k mod 32 + 0) : index
-      %within0.5 = arith.constant 32 : index
-      %within0.6 = arith.remui %k, %within0.5 : index
-      %within0.7 = arith.constant 0 : index
-      %within0 = arith.addi %within0.6, %within0.7 : index
-      // %xq[%m, %q8_block0, %within0 / 4]
-      %x0.9 = arith.constant 4 : index
-      %x0.8 = arith.divui %within0, %x0.9 : index
-      %x0 = vector.load %xq[%m, %q8_block0, %x0.8] : !xq, !sub_block
-      %d0, %sums0 = func.call @load_d_and_sums(%xd, %m, %q8_block0) : (!xd, index, index) -> (f32, i32)
-      %q0 = vector.extract %quants[0] : !sub_block from !quants
-      %scale0 = vector.extract %scales[0] : f32 from !scales
-      %min0 = vector.extract %mins[0] : f32 from !scales
-      %product0 = func.call @sub_block_product(%q0, %scale0, %min0, %x0, %sums0, %within0) : (!sub_block, f32, f32, !sub_block, i32, index) -> f32
-      // %sum1 = (fma(%product0, %d0, %sum0)) : f32
-      %sum1 = math.fma %product0, %d0, %sum0 : f32
-      // %q8_block1 = (%q8_block + %k / 32 + 1) : index
-      %q8_block1.10 = arith.constant 32 : index
-      %q8_block1.11 = arith.divui %k, %q8_block1.10 : index
-      %q8_block1.12 = arith.addi %q8_block, %q8_block1.11 : index
-      %q8_block1.13 = arith.constant 1 : index
-      %q8_block1 = arith.addi %q8_block1.12, %q8_block1.13 : index
-      // %within1 = (%k mod 32 + 0) : index
-      %within1.14 = arith.constant 32 : index
-      %within1.15 = arith.remui %k, %within1.14 : index
-      %within1.16 = arith.constant 0 : index
-      %within1 = arith.addi %within1.15, %within1.16 : index
-      // %xq[%m, %q8_block1, %within1 / 4]
-      %x1.18 = arith.constant 4 : index
-      %x1.17 = arith.divui %within1, %x1.18 : index
-      %x1 = vector.load %xq[%m, %q8_block1, %x1.17] : !xq, !sub_block
-      %d1, %sums1 = func.call @load_d_and_sums(%xd, %m, %q8_block1) : (!xd, index, index) -> (f32, i32)
-      %q1 = vector.extract %quants[1] : !sub_block from !quants
-      %scale1 = vector.extract %scales[1] : f32 from !scales
-      %min1 = vector.extract %mins[1] : f32 from !scales
-      %product1 = func.call @sub_block_product(%q1, %scale1, %min1, %x1, %sums1, %within1) : (!sub_block, f32, f32, !sub_block, i32, index) -> f32
-      // %sum2 = (fma(%product1, %d1, %sum1)) : f32
-      %sum2 = math.fma %product1, %d1, %sum1 : f32
-      return %sum2 : f32
-    }
   }
 }
 
@@ -695,19 +803,39 @@ func.func @"mul_mat_vec.q4_k.1"(%w: tensor<?xi8>, %x: tensor<?xf32>, %m_i32: i32
   %q8_blocks = arith.muli %q8_blocks.2, %blocks : index
   // %q8_blocks_i32 = (i32(%q8_blocks)) : i32
   %q8_blocks_i32 = arith.index_castui %q8_blocks : index to i32
-  // %xq_length = (%m * %q8_blocks * 32) : index
-  %xq_length.3 = arith.muli %m, %q8_blocks : index
-  %xq_length.4 = arith.constant 32 : index
-  %xq_length = arith.muli %xq_length.3, %xq_length.4 : index
-  // %xd_length = (%m * %q8_blocks * 8) : index
-  %xd_length.5 = arith.muli %m, %q8_blocks : index
-  %xd_length.6 = arith.constant 8 : index
-  %xd_length = arith.muli %xd_length.5, %xd_length.6 : index
-  %xq, %xd = flow.dispatch @quantize_q8_1_soa_b32_l8::@quantize_q8_1_soa_b32_l8[%q8_blocks, %m](
+  // %k_tiles = ((1 * %blocks + 7) / 8) : index
+  %k_tiles.3 = arith.constant 1 : index
+  %k_tiles.4 = arith.muli %k_tiles.3, %blocks : index
+  %k_tiles.5 = arith.constant 7 : index
+  %k_tiles.6 = arith.addi %k_tiles.4, %k_tiles.5 : index
+  %k_tiles.7 = arith.constant 8 : index
+  %k_tiles = arith.divui %k_tiles.6, %k_tiles.7 : index
+  // %k_tiles_i32 = (i32(%k_tiles)) : i32
+  %k_tiles_i32 = arith.index_castui %k_tiles : index to i32
+  // %m_tiles = (1 * %m) : index
+  %m_tiles.8 = arith.constant 1 : index
+  %m_tiles = arith.muli %m_tiles.8, %m : index
+  // %m_tiles_i32 = (i32(%m_tiles)) : i32
+  %m_tiles_i32 = arith.index_castui %m_tiles : index to i32
+  // %xq_length = (%m_tiles * %k_tiles * 1 * 2048) : index
+  %xq_length.9 = arith.muli %m_tiles, %k_tiles : index
+  %xq_length.10 = arith.constant 1 : index
+  %xq_length.11 = arith.muli %xq_length.9, %xq_length.10 : index
+  %xq_length.12 = arith.constant 0x800 : index
+  %xq_length = arith.muli %xq_length.11, %xq_length.12 : index
+  // %xd_length = (%m_tiles * %k_tiles * 1 * 64 * 8) : index
+  %xd_length.13 = arith.muli %m_tiles, %k_tiles : index
+  %xd_length.14 = arith.constant 1 : index
+  %xd_length.15 = arith.muli %xd_length.13, %xd_length.14 : index
+  %xd_length.16 = arith.constant 64 : index
+  %xd_length.17 = arith.muli %xd_length.15, %xd_length.16 : index
+  %xd_length.18 = arith.constant 8 : index
+  %xd_length = arith.muli %xd_length.17, %xd_length.18 : index
+  %xq, %xd = flow.dispatch @quantize_q8_1_tiles_m1_t64_b32_l8::@quantize_q8_1_tiles_m1_t64_b32_l8[%q8_blocks, %m](
       %m_i32, %k_i32, %q8_blocks_i32, %x)
       : (i32, i32, i32, tensor<?xf32>{%x_length})
       -> (tensor<?xi8>{%xq_length}, tensor<?xi8>{%xd_length})
-  %y_result = flow.dispatch @mul_mat_vec_m1_n4_w4_t64::@mul_mat_vec_m1_n4_w4_t64[%n, %m](
+  %y_result = flow.dispatch @mul_mat_vec_tiles_m1_n4_w4_t64::@mul_mat_vec_tiles_m1_n4_w4_t64[%n, %m](
       %m_i32, %n_i32, %blocks_i32, %w, %xq, %xd)
       : (i32, i32, i32, tensor<?xi8>{%w_length}, tensor<?xi8>{%xq_length}, tensor<?xi8>{%xd_length})
       -> (tensor<?xf32>{%y_length})
