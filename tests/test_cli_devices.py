@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 from click.testing import CliRunner
@@ -43,7 +44,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory, environment: None) -> Path
 
 @pytest.fixture
 def no_gpus(environment: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No driver that loads, and nothing of the real machine."""
+    """No driver that loads, nothing of the real machine, and no device that another test has left open."""
+    monkeypatch.setattr("iq.device._OPENED", WeakValueDictionary())
+    monkeypatch.setattr("iq.device._NAMED", {})
     monkeypatch.setenv(hip_library.VARIABLE, f"file:{tmp_path}/libamdhip64.so")
     monkeypatch.setattr(library, "_CUDA_NAMES", ("libcuda-of-no-machine.so",))
     monkeypatch.setenv("ROCM_BOOTSTRAP_FORCE_GFX_ARCH", "gfx942")

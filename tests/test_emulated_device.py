@@ -123,7 +123,7 @@ def test_settings_that_a_gpu_does_not_have(settings):
 def test_without_what_the_emulator_imports(monkeypatch):
     monkeypatch.setattr("iq.extras.find_spec", lambda name: None if name == "elftools" else object())
     with pytest.raises(DeviceError, match=r"elftools cannot be imported \(pip install 'iq-kernels\[emulate\]'\)"):
-        iq.Device("emulated:gfx1100")
+        iq.Device("emulated:gfx1036")  # which no other test has opened and named
 
 
 def test_threads_are_not_for_it():
