@@ -25,6 +25,7 @@ from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import click
 import numpy as np
@@ -189,9 +190,7 @@ class Laboratory:
         self._altered = self._vmfb
         self._options = Options()
         self._launch: Launcher = machine.launch
-        # The members of a vmfb are stored as they are, so the code object lies in the file itself.
         [self.elf] = codeobject.find(self._vmfb)
-        self._elf_at = self._vmfb.index(self.elf)
 
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str]) -> Target:
         return self._target
@@ -211,13 +210,21 @@ class Laboratory:
 
     def fate(self, address: int = 0, code: bytes = b"") -> str:
         """What happens to the kernel with this code at this address: "" when nothing is noticed."""
-        at = self._elf_at + file_offset(self.elf, address) if code else 0
-        self._altered = self._vmfb[:at] + code + self._vmfb[at + len(code) :]
+        at = file_offset(self.elf, address) if code else 0
+        self._altered = self._vmfb_with(self.elf[:at] + code + self.elf[at + len(code) :])
         report = Runner(self._target, Path(), self._open).kernel(self._spec, first_failure=True)
         if report.passed:
             return ""
         failure = report.cases[-1].failure
         return failure.partition(":")[0] or next(check.measure for check in report.cases[-1].checks if not check.passed)
+
+    def _vmfb_with(self, elf: bytes) -> bytes:
+        """The vmfb with another code object, and with the checksums of a zip, which are read."""
+        out = BytesIO()
+        with ZipFile(BytesIO(self._vmfb)) as members, ZipFile(out, "w") as altered:
+            for name in members.namelist():
+                altered.writestr(name, members.read(name).replace(self.elf, elf))
+        return out.getvalue()
 
     def differences(self, mutant: Mutant) -> list[Registers] | None:
         """Each time the instruction is executed: the places in registers where the altered one leaves something else than it does. None
