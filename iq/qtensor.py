@@ -313,7 +313,7 @@ def _put(x: Any, device: Device, op: str, stream: Any) -> Buffer:
 
 def _take_packed(packed: Any, fmt: type[Format], device: Device | str | None, copy: bool | None) -> Buffer:
     """Blocks of another library's as a buffer; see QTensor.from_bytes."""
-    spare = fmt.kernel_block_bytes() % SPARE_BYTES != 0
+    spare = torch_tensors.reads_past(fmt)
     on = None if device is None else _device(device)
     if is_tensor(packed):
         return torch_tensors.take_packed(packed, on, copy, spare)

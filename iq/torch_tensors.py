@@ -16,6 +16,7 @@ import numpy as np
 
 from iq.device import default_device, device_named
 from iq.errors import DeviceError, DtypeError, LayoutError, ShapeError
+from iq.formats import Format
 from iq.runtime import dlpack
 from iq.runtime.buffer import Buffer
 from iq.runtime.device import Device
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 
 # What kernels may read after the last block of packed weights; see iq.runtime.memory.SPARE_BYTES.
 SPARE_BYTES = 16
+
+
+def reads_past(fmt: type[Format]) -> bool:
+    """Whether a format's kernels on GPUs may read past the last block."""
+    return fmt.kernel_block_bytes() % SPARE_BYTES != 0
+
 
 _CPU = -1  # as Tensor.get_device() has it
 

@@ -234,7 +234,6 @@ MUL_MAT_VEC_NO_LOOP: dict[str, dict[str, tuple[int, ...]]] = {
     "cuda": {"q4_0": (1, 2, 4, 5), "q8_0": (2, 5), "q4_k": (1, 2, 4, 8), "q5_k": (2, 3), "q6_k": (1,), "": ()},
 }
 DEQUANTIZE_MUL_MAT_VEC_NO_LOOP: dict[str, dict[str, tuple[int, ...]]] = {"rocm": {"": _ANY_M}, "cuda": {"": ()}}
-QUANTIZE_Q8_1_TILES: dict[str, tuple[int, int, int]] = {"rocm": (256, 8, 32), "cuda": (256, 8, 32)}  # as in QUANTIZE_Q8_1
 
 # Element-wise kernels. On a GPU each thread writes 8 values, 16 or 32 bytes.
 _ELEMENT_THREADS = 256
@@ -300,7 +299,9 @@ def mul_mat_vec_tiles(target: Target, fmt: type[Format], tile_m: int) -> tuple[V
 def quantize_q8_1_tiles(target: Target, fmt: type[Format], tile_m: int) -> tuple[Q8TilesSchedule, ...]:
     schedules = mul_mat_vec_tiles(target, fmt, tile_m)[:1]
     return tuple(
-        Q8TilesSchedule(*row, tile_m=s.tile_m, lane_tile=s.lane_tile) for s in schedules for row in _row(QUANTIZE_Q8_1_TILES, target)
+        Q8TilesSchedule(q.workgroup, q.lanes, q.q8_tile, tile_m=s.tile_m, lane_tile=s.lane_tile)
+        for s in schedules
+        for q in quantize_q8_1(target, fmt, tile_m)
     )
 
 

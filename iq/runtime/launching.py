@@ -23,7 +23,7 @@ from iq.errors import DeviceError
 CAPTURING = -1
 
 # The status of get_current in a thread that has no device; CUDA has a null context for that, and in AMD's HIP every thread has one.
-_INVALID_CONTEXT = 201
+INVALID_CONTEXT = 201
 
 MAX_ARGUMENTS, MAX_VALUES, MAX_POINTERS = 16, 64, 16
 
@@ -176,7 +176,7 @@ def run_ctypes(plan: bytes, stream: int, exclusive: int, /, *pointers: int) -> i
     status: int = ready.get_current()
     if not status and ready.before.value == ready.current:
         return _launch_all(ready, exclusive)
-    none = status == _INVALID_CONTEXT
+    none = status == INVALID_CONTEXT
     if status and not none:
         return status
     before = c_uint64(ready.before.value)

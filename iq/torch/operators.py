@@ -90,7 +90,7 @@ def _check_readable(w: Tensor, fmt: type[Format], device: Device, op: str) -> No
     """Raises LayoutError where a kernel cannot take the weight where it lies."""
     if not w.is_contiguous():
         why = "it is not C-contiguous"
-    elif not device.is_cpu and fmt.kernel_block_bytes() % SPARE_BYTES and (there := spare_bytes(w)) < SPARE_BYTES:
+    elif not device.is_cpu and torch_tensors.reads_past(fmt) and (there := spare_bytes(w)) < SPARE_BYTES:
         why = f"{fmt.name}'s kernels read up to {SPARE_BYTES} bytes past the last block, and there are {there} in its storage"
     elif w.data_ptr() % device.alignment:
         why = f"it does not start on a {device.alignment}-byte boundary"
@@ -145,7 +145,7 @@ def _product(index: int, nbytes: int, packed: Any, shape: tuple[int, ...], dtype
     device = device_named(f"{torch_tensors.gpu_kind()}:{index}")
     result, m, k = (*shape[:-1], n), math.prod(shape[:-1]), shape[-1]
     launch = torch_tensors.Launch(device, prepare(fmt, device, m, n, k, via), index) if m * n * k else None
-    return _Product(device, fmt, result, launch, fmt.kernel_block_bytes() % SPARE_BYTES != 0)
+    return _Product(device, fmt, result, launch, torch_tensors.reads_past(fmt))
 
 
 def _mul_mat_on_cpu(w: Tensor, x: Tensor, format: str, n: int, via: str | None = None) -> Tensor:

@@ -13,8 +13,8 @@ from ctypes import byref, c_int, c_size_t, c_uint64, c_void_p
 from typing import Any
 
 from iq.errors import DeviceError
-from iq.runtime.driver.api import INVALID_CONTEXT, NOT_READY, RELAXED, Api
-from iq.runtime.launching import EntryPoints
+from iq.runtime.driver.api import NOT_READY, RELAXED, Api
+from iq.runtime.launching import INVALID_CONTEXT, EntryPoints
 
 
 class DriverError(DeviceError):
@@ -176,7 +176,7 @@ class Context:
     def function(self, module: int, name: str) -> int:
         """A kernel of a module, by name."""
         handle = c_void_p()
-        self._check(self._status("function", byref(handle), module, name.encode()), f"looking up the kernel {name}")
+        self.driver.check(self._status("function", byref(handle), module, name.encode()), f"looking up the kernel {name}")
         return handle.value or 0
 
     def allow_shared(self, function: int, nbytes: int) -> None:
@@ -196,7 +196,7 @@ class Context:
     def allocate_on(self, nbytes: int, stream: int) -> int:
         """Memory of the driver's pool, for what is enqueued on a stream from now on."""
         address = c_void_p()
-        self._check(self._status("allocate_on", byref(address), nbytes, stream), f"allocating {nbytes} bytes")
+        self.driver.check(self._status("allocate_on", byref(address), nbytes, stream), f"allocating {nbytes} bytes")
         return address.value or 0
 
     def free_on(self, address: int, stream: int) -> None:
@@ -276,7 +276,7 @@ class Context:
         if status == NOT_READY:
             self.driver.api.forget(self.driver.call)
             return False
-        self._check(status, f"{self.driver.symbol('query_event')} on {self}")
+        self.driver.check(status, f"{self.driver.symbol('query_event')} on {self}")
         return True
 
     def synchronize_event(self, event: int) -> None:
@@ -341,10 +341,6 @@ class Context:
         finally:
             if before is not None:  # else it stays
                 driver.make_current(before)
-
-    def _check(self, status: int, what: str) -> None:
-        if status:
-            raise self.driver.error(status, what)
 
     def _do(self, name: str, *arguments: Any) -> None:
         if status := self._status(name, *arguments):

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from threading import get_ident
 from typing import NoReturn
 
@@ -169,7 +169,8 @@ class Gpu:
                 context.destroy_event(event)
 
     def detach(self, handle: int) -> None:
-        """To be called before a stream ends or is captured: the device's own stream waits for it, and its events become those of that one.
+        """To be called before a stream, which is not the device's own, ends or is captured: the device's own waits for it, and its events
+        become those of that one.
 
         hipEventQuery and hipEventSynchronize look at the stream that an event was recorded on, though that be gone (ROCm/clr, issue 157),
         and HIP 6.2 and 6.3 invalidate its capture, though the event be older (ihipEventQuery of clr/hipamd/src/hip_event.cpp).
@@ -245,19 +246,16 @@ class Gpu:
             whose = "somebody else's" if stream.foreign else "every thread's"
             raise DeviceError(f"{stream!r} is {whose}, and cannot be captured: only streams of Device.stream() can")
 
-    def capture(self, stream: Stream | int | None) -> AbstractContextManager[Graph]:
-        """See Device.capture."""
-        return self._capture(stream)
-
     @contextmanager
-    def _capture(self, given: Stream | int | None) -> Iterator[Graph]:
-        stream = self.create_stream() if given is None else self.stream(given)
-        self.check_capturable(stream)
-        if stream.graph is not None or get_ident() in self.captures:
-            raise DeviceError(f"{stream!r} is being captured already; captures do not nest")
+    def capture(self, stream: Stream | int | None) -> Iterator[Graph]:
+        """See Device.capture."""
+        on = self.create_stream() if stream is None else self.stream(stream)
+        self.check_capturable(on)
+        if on.graph is not None or get_ident() in self.captures:
+            raise DeviceError(f"{on!r} is being captured already; captures do not nest")
         self.wait_for_all()  # what the graph's buffers wait for
         graph = Graph(self)
-        with graph.capturing(stream):
+        with graph.capturing(on):
             yield graph
 
     # ---- Memory

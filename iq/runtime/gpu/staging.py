@@ -71,8 +71,6 @@ class Staging:
         """See Gpu.detach."""
         own = self._gpu.own.raw
         with self._lock:
-            while handle == own and self._busy:  # there is no other stream to give them to
-                self._free_first()
             for number, (end, event, stream) in enumerate(self._busy):
                 if stream == handle:
                     self._gpu.context.record_event(event, own)
@@ -97,15 +95,11 @@ class Staging:
             self._head += -self._head % RING_BYTES  # not around the ring's end
         at, end = self._head % RING_BYTES, self._head + nbytes
         while self._busy and (end - self._tail > RING_BYTES or len(self._busy) >= _MOST_EVENTS):
-            self._free_first()
+            self._tail, event, _ = self._busy.popleft()
+            context.synchronize_event(event)
+            self._events.append(event)
         self._head = -(-end // _ALIGNMENT) * _ALIGNMENT
         return at
-
-    def _free_first(self) -> None:
-        """Wait for the oldest piece that is on its way."""
-        self._tail, event, _ = self._busy.popleft()
-        self._gpu.context.synchronize_event(event)
-        self._events.append(event)
 
     def _commit(self, stream: Stream) -> int:
         """The piece reserved last is free when the stream has got so far. Returns the event."""
