@@ -14,6 +14,8 @@ from iq.formats import FORMATS, Format, dequantize
 
 QUANTIZED = [name for name, form in FORMATS.items() if form.kind != "plain"]
 WEIGHTS = [name for name, form in FORMATS.items() if form.kind == "weights"]
+# Of these, what a byte does to a weight tells what is declared of it: the quants stand for themselves, in bits of their own.
+DIRECT = [name for name in QUANTIZED if not (FORMATS[name].codebook or FORMATS[name].tables() or name == "tq1_0")]
 PLAIN = [name for name, form in FORMATS.items() if form.kind == "plain"]
 SUPER_BLOCKS = [name for name, form in FORMATS.items() if form.block_size == 256]
 
@@ -78,11 +80,10 @@ def extreme_imatrix() -> NDArray[np.float32]:
 
 
 def block_of(form: type[Format], scale: float, minimum: float) -> NDArray[np.uint8]:
-    """A block of 0x35 throughout, which leaves no packed scale or min at 0, but for its f16 fields: the first, and the others."""
-    block = np.full(form.type_size, 0x35, np.uint8)
-    for number, at in enumerate(form.f16_fields):
-        block[at : at + 2] = np.array([minimum if number else scale], np.float16).view(np.uint8)
-    return block
+    """A block of 0x35 throughout, which leaves no packed scale or min at 0, but for its own scale and min."""
+    block = np.full((1, form.type_size), 0x35, np.uint8)
+    form.set_scales(block, np.array([scale], np.float32), np.array([minimum], np.float32))
+    return block[0]
 
 
 def reach(form: type[Format], block: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from format_samples import QUANTIZED, bits_of, block_of, extreme_imatrix, extremes, filled, ggml_type, normal, quant_bytes, reach
+from format_samples import DIRECT, bits_of, block_of, extreme_imatrix, extremes, filled, ggml_type, normal, quant_bytes, reach
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +38,7 @@ def test_every_format_is_registered_once_under_its_name() -> None:
     assert len({form.type for form in FORMATS.values()}) == len(FORMATS)
 
 
-@pytest.mark.parametrize("form", [FORMATS[name] for name in QUANTIZED], ids=QUANTIZED)
+@pytest.mark.parametrize("form", [FORMATS[name] for name in DIRECT], ids=DIRECT)
 def test_zero_signed_and_mins_describe_the_bytes(form: type[Format]) -> None:
     low, high = filled(form, 0, 1, 0), filled(form, 0xFF, 1, 0)  # every scale is positive, every min 0
     top = -1 if form.signed else 2 ** bits_of(form) - 1
@@ -48,14 +48,14 @@ def test_zero_signed_and_mins_describe_the_bytes(form: type[Format]) -> None:
     assert (with_min < low).all() if form.mins else (with_min == low).all()
 
 
-@pytest.mark.parametrize("form", [FORMATS[name] for name in QUANTIZED], ids=QUANTIZED)
+@pytest.mark.parametrize("form", [FORMATS[name] for name in DIRECT], ids=DIRECT)
 def test_f16_fields_are_the_factors_of_a_block(form: type[Format]) -> None:
     assert not any(quant_bytes(form)[at : at + 2].any() for at in form.f16_fields)
     np.testing.assert_array_equal(filled(form, 0xFF, 2, 2), 2 * filled(form, 0xFF, 1, 1))
     assert (filled(form, 0xFF, 0, 0) == 0).all()
 
 
-@pytest.mark.parametrize("form", [FORMATS[name] for name in QUANTIZED], ids=QUANTIZED)
+@pytest.mark.parametrize("form", [FORMATS[name] for name in DIRECT], ids=DIRECT)
 def test_weights_of_a_sub_block_share_scale_and_min(form: type[Format]) -> None:
     packed = np.random.default_rng(2).integers(0, 256, (8, form.type_size), dtype=np.uint8)
     for row in packed:
@@ -67,7 +67,7 @@ def test_weights_of_a_sub_block_share_scale_and_min(form: type[Format]) -> None:
     assert len(np.unique(sub_blocks[:, 0])) > len(sub_blocks) // 2 or form.block_size == form.sub_block
 
 
-@pytest.mark.parametrize("form", [FORMATS[name] for name in QUANTIZED], ids=QUANTIZED)
+@pytest.mark.parametrize("form", [FORMATS[name] for name in DIRECT], ids=DIRECT)
 def test_interleave_is_the_length_of_runs_that_share_bytes(form: type[Format]) -> None:
     """From quants of 0, a byte of ones changes the quants whose lowest bit it holds by an odd number."""
     block = block_of(form, 1, 1)

@@ -109,6 +109,11 @@ def _binding(dispatch: Dispatch, name: str) -> str:
     return f"hal.interface.binding.subspan layout(#{dispatch.name}_buffers) binding({number}) alignment(64)"
 
 
+def _int8_words(values: Sequence[int]) -> list[int]:
+    """int8 four to a word, the first in its lowest byte, as signed i32."""
+    return [int.from_bytes(bytes(v & 255 for v in values[i : i + 4]), "little", signed=True) for i in range(0, len(values), 4)]
+
+
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -125,6 +130,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["each"] = _each
     environment.filters["binding"] = _binding
+    environment.filters["int8_words"] = _int8_words
     environment.filters["dimension"] = lambda dim: dim if isinstance(dim, int) else f"%{dim}"
     return environment
 

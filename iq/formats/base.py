@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from iq.errors import FormatError, ShapeError
-from iq.formats.packing import Bytes, Floats
+from iq.formats.packing import Bytes, Floats, f16_bytes
 
 Kind = Literal["weights", "plain", "activations"]
 
@@ -37,6 +38,8 @@ class Format:
     interleave: length of the aligned runs of weights whose lowest bits lie in the same bytes. In q4_0, byte i holds weights i and i + 16
         of a block, so its 16 bytes belong to all 32.
     f16_fields: byte offsets of the float16 scales (and mins) in a block.
+    codebook: the 16 int8 that nibbles stand for, where they do not stand for themselves.
+    imatrix: what quantizing makes of importances, as in ggml: "ignored", "used" where they are given, or "required".
     """
 
     name: ClassVar[str]
@@ -50,6 +53,8 @@ class Format:
     sub_block: ClassVar[int] = 0
     interleave: ClassVar[int] = 1
     f16_fields: ClassVar[tuple[int, ...]] = ()
+    codebook: ClassVar[tuple[int, ...]] = ()
+    imatrix: ClassVar[Literal["ignored", "used", "required"]] = "ignored"
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls):
@@ -85,6 +90,20 @@ class Format:
     def dequantize_blocks(cls, packed: Bytes) -> Floats:
         """Dequantize uint8[n, type_size] to f32[n, block_size], bit for bit as ggml does."""
         raise NotImplementedError
+
+    @classmethod
+    def tables(cls) -> dict[str, NDArray[np.int32]]:
+        """Constant tables that the format's template looks up: by name, i32 [entries, words], whose words are four int8 each."""
+        return {}
+
+    @classmethod
+    def set_scales(cls, packed: Bytes, scales: Floats, mins: Floats) -> None:
+        """Write the scale of each block, and its min where it has one, into blocks uint8[n, type_size]: f32[n] each.
+
+        Rounded to what the format stores. For data to test with.
+        """
+        for number, at in enumerate(cls.f16_fields):
+            packed[:, at : at + 2] = f16_bytes(mins if number else scales)
 
     @classmethod
     def importance(cls, rows: Floats, imatrix: Floats) -> Floats:

@@ -37,9 +37,8 @@ def random_weights(fmt: type[Format], rows: int, k: int, rng: np.random.Generato
     if fmt.kind != "weights":
         return quantize(rng.standard_normal((rows, k), dtype=np.float32), fmt.name)
     blocks = rng.integers(0, 256, (rows, k // fmt.block_size, fmt.type_size), dtype=np.uint8)
-    for at in fmt.f16_fields:
-        scale = (rng.standard_normal(blocks.shape[:2]) * 0.01).astype(np.float16)
-        blocks[..., at : at + 2] = scale[..., None].view(np.uint8)
+    scales = (rng.standard_normal((2, rows * blocks.shape[1])) * 0.01).astype(np.float32)
+    fmt.set_scales(blocks.reshape(-1, fmt.type_size), *scales)
     return blocks.reshape(rows, -1)
 
 
