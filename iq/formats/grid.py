@@ -15,15 +15,28 @@ from iq.formats.packing import Bytes, Floats, f16_bytes, f16_values, unpack_nibb
 Ints = NDArray[np.integer]
 
 
-class TernaryGrid(Format):
+class GridFormat(Format):
+    """What all of them share: f16 d, scales of few bits s, and numbers of entries. The scale of a sub-block is d * step * (2 s + 1)."""
+
+    block_size = 256
+    step: ClassVar[float]
+
+    @classmethod
+    def scales(cls, d: Floats, s: Ints) -> Floats:
+        """f32[n, 1] and integers [n, 256 / sub_block] -> f32[n, 256 / sub_block]. Exact, as ggml's d * (s + 1/2) / 4 is."""
+        scales: Floats = d * np.float32(cls.step) * (2 * s + 1).astype(np.float32)
+        return scales
+
+
+class TernaryGrid(GridFormat):
     """What iq1_s and iq1_m share: grid entries of -1, 0 and 1, to all of which 1/8 is added, or taken from them.
 
     In eighths that makes integers: the quant is 8 * (entry + 1), and 2 more where 1/8 is added, so that 9 is zero. A weight is
     d * (2 s + 1) * (entry + or - 1/8).
     """
 
-    block_size = 256
     zero = 9
+    step = 1 / 8
 
     @classmethod
     def tables(cls) -> dict[str, NDArray[np.int32]]:
@@ -37,7 +50,7 @@ class TernaryGrid(Format):
     @classmethod
     def dequantize_blocks(cls, packed: Bytes) -> Floats:
         entries, less, scales = cls.unpack(packed)
-        weights = grids.IQ1.values[entries] + np.where(less, np.float32(-0.125), np.float32(0.125))[:, :, None]
+        weights = np.float32(8) * grids.IQ1.values[entries] + np.where(less, np.float32(-1), np.float32(1))[:, :, None]
         return (weights.reshape(-1, 256 // cls.sub_block, cls.sub_block) * scales[:, :, None]).reshape(-1, 256)
 
 
@@ -55,7 +68,7 @@ class IQ1_S(TernaryGrid):
         d, low, high = np.hsplit(packed, [2, 34])
         words = np.ascontiguousarray(high).view("<u2")
         top = (words[:, :, None] >> np.array([0, 3, 6, 9], np.uint16) & 7).reshape(-1, 32)
-        scales: Floats = f16_values(d) * _odd(words >> 12 & 7)
+        scales = cls.scales(f16_values(d), words >> 12 & 7)
         return low + 256 * top.astype(np.intp), np.repeat(words >> 15, 4, axis=1), scales
 
 
@@ -74,7 +87,7 @@ class IQ1_M(TernaryGrid):
         words = np.ascontiguousarray(last).view("<u2")
         d = np.bitwise_or.reduce(words >> 12 << np.array([0, 4, 8, 12], np.uint16), axis=1, keepdims=True)
         s = (words[:, :, None] >> np.array([0, 3, 6, 9], np.uint16) & 7).reshape(-1, 16)
-        scales: Floats = f16_values(d.view(np.uint8)) * _odd(s)
+        scales = cls.scales(f16_values(d.view(np.uint8)), s)
         return low + 256 * (nibbles & 7).astype(np.intp), nibbles >> 3, scales
 
     @classmethod
@@ -83,18 +96,12 @@ class IQ1_M(TernaryGrid):
         packed[:, 49::2] = packed[:, 49::2] & 15 | unpack_nibbles(d, 1) << 4
 
 
-def _odd(scales: Ints) -> Floats:
-    """2 s + 1."""
-    return (2 * scales + 1).astype(np.float32)
+class SignedGrid(GridFormat):
+    """What those of two and three bits share: f16 d first; magnitudes in the grid, and signs beside it. s has 4 bits.
 
-
-class SignedGrid(Format):
-    """What those with signs share: f16 d first; a weight is d * scale * what the grid has, with its sign.
-
-    grid: the magnitudes. Scales are (s + 1/2) / 4 or the like, of 4 bits s, so that d * scale * magnitude is exact in float32.
+    step: half of what ggml multiplies s + 1/2 with.
     """
 
-    block_size = 256
     signed = True
     f16_fields = (0,)
 
@@ -105,112 +112,98 @@ class SignedGrid(Format):
         return {"grid": cls.grid.values.view(np.int32)}
 
     @classmethod
-    def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Floats]:
-        """Blocks u8[n, type_size] -> numbers of entries [n, 256 / width], signs u8[n, 32], a bit a weight, scales f32[n, 256 / sub_block].
-
-        Scales are those of sub-blocks without d.
-        """
+    def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
+        """Blocks u8[n, type_size] -> numbers of entries [n, 256 / width], signs u8[n, 32], a bit a weight, and s [n, 256 / sub_block]."""
         raise NotImplementedError
 
     @classmethod
     def dequantize_blocks(cls, packed: Bytes) -> Floats:
-        entries, signs, scales = cls.unpack(packed)
+        entries, signs, s = cls.unpack(packed)
         weights = cls.grid.values[entries].astype(np.float32).reshape(-1, 256)
         np.negative(weights, out=weights, where=np.unpackbits(signs, axis=1, bitorder="little").view(np.bool_))
         sub_blocks = weights.reshape(-1, 256 // cls.sub_block, cls.sub_block)
-        sub_blocks *= (f16_values(packed[:, :2]) * scales)[:, :, None]
+        sub_blocks *= cls.scales(f16_values(packed[:, :2]), s)[:, :, None]
         return weights
 
 
 class IQ2_XXS(SignedGrid):
     """f16 d; for each 32 weights four bytes, the numbers of entries, and a word: four times 7 signs, of which the lowest are the first
-    weights', and 4 bits s. Of 8 signs an even number are set. The scale is (s + 1/2) / 4."""
+    weights', and 4 bits s. Of 8 signs an even number are set."""
 
     name, type = "iq2_xxs", 16
     type_size = 66
     sub_block = 32
-    grid = grids.IQ2_XXS
+    grid, step = grids.IQ2_XXS, 1 / 8
 
     @classmethod
-    def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Floats]:
+    def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
         groups = np.ascontiguousarray(packed[:, 2:]).view("<u4").reshape(-1, 8, 2)
-        signs, scales = _unpack_signs_and_scale(np.ascontiguousarray(groups[:, :, 1]))
-        return packed[:, 2:].reshape(-1, 8, 8)[:, :, :4].reshape(-1, 32).astype(np.intp), signs, scales / np.float32(4)
+        signs, s = _unpack_signs_and_s(np.ascontiguousarray(groups[:, :, 1]))
+        return packed[:, 2:].reshape(-1, 8, 8)[:, :, :4].reshape(-1, 32).astype(np.intp), signs, s
 
 
 class IQ2_XS(SignedGrid):
-    """f16 d; 32 words of 16 bits: the 9 of an entry, 7 signs as in iq2_xxs; 8 bytes of two s each. The scale is (s + 1/2) / 4."""
+    """f16 d; 32 words of 16 bits: the 9 of an entry, 7 signs as in iq2_xxs; 8 bytes of two s each."""
 
     name, type = "iq2_xs", 17
     type_size = 74
     sub_block = 16
-    grid = grids.IQ2_XS
+    grid, step = grids.IQ2_XS, 1 / 8
 
     @classmethod
-    def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Floats]:
+    def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
         words = np.ascontiguousarray(packed[:, 2:66]).view("<u2")
-        return (words & 511).astype(np.intp), _eighth_sign(words >> 9), _and_a_half(unpack_nibbles(packed[:, 66:], 1)) / np.float32(4)
+        return (words & 511).astype(np.intp), _eighth_sign(words >> 9), unpack_nibbles(packed[:, 66:], 1)
 
 
 class IQ2_S(SignedGrid):
-    """f16 d; 32 low bytes of entries; 32 bytes of signs; 8 bytes of four top bits each, two an entry; 8 bytes of two s each.
-
-    The scale is (s + 1/2) / 4.
-    """
+    """f16 d; 32 low bytes of entries; 32 bytes of signs; 8 bytes of four top bits each, two an entry; 8 bytes of two s each."""
 
     name, type = "iq2_s", 22
     type_size = 82
     sub_block = 16
-    grid = grids.IQ2_S
+    grid, step = grids.IQ2_S, 1 / 8
 
     @classmethod
-    def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Floats]:
+    def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
         _, low, signs, high, scales = np.hsplit(packed, [2, 34, 66, 74])
         top = np.repeat(high, 4, axis=1) >> np.tile(np.array([0, 2, 4, 6], np.uint8), 8) & 3
-        return low + 256 * top.astype(np.intp), signs, _and_a_half(unpack_nibbles(scales, 1)) / np.float32(4)
+        return low + 256 * top.astype(np.intp), signs, unpack_nibbles(scales, 1)
 
 
 class IQ3_XXS(SignedGrid):
-    """f16 d; 64 bytes, the numbers of entries of 4 weights; for each 32 weights the word of iq2_xxs. The scale is (s + 1/2) / 2."""
+    """f16 d; 64 bytes, the numbers of entries of 4 weights; for each 32 weights the word of iq2_xxs."""
 
     name, type = "iq3_xxs", 18
     type_size = 98
     sub_block = 32
-    grid = grids.IQ3_XXS
+    grid, step = grids.IQ3_XXS, 1 / 4
 
     @classmethod
-    def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Floats]:
-        signs, scales = _unpack_signs_and_scale(np.ascontiguousarray(packed[:, 66:]).view("<u4"))
-        return packed[:, 2:66].astype(np.intp), signs, scales / np.float32(2)
+    def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
+        signs, s = _unpack_signs_and_s(np.ascontiguousarray(packed[:, 66:]).view("<u4"))
+        return packed[:, 2:66].astype(np.intp), signs, s
 
 
 class IQ3_S(SignedGrid):
-    """f16 d; 64 low bytes of entries of 4 weights; 8 bytes of their ninth bits; 32 bytes of signs; 4 bytes of two s each.
-
-    The scale is 1 + 2 s.
-    """
+    """f16 d; 64 low bytes of entries of 4 weights; 8 bytes of their ninth bits; 32 bytes of signs; 4 bytes of two s each."""
 
     name, type = "iq3_s", 21
     type_size = 110
     sub_block = 32
-    grid = grids.IQ3_S
+    grid, step = grids.IQ3_S, 1
 
     @classmethod
-    def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Floats]:
+    def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
         _, low, ninth, signs, scales = np.hsplit(packed, [2, 66, 74, 106])
         entries = low + 256 * np.unpackbits(ninth, axis=1, bitorder="little").astype(np.intp)
-        return entries, signs, _and_a_half(unpack_nibbles(scales, 1)) * np.float32(2)
+        return entries, signs, unpack_nibbles(scales, 1)
 
 
-def _and_a_half(scales: Ints) -> Floats:
-    """s + 1/2."""
-    return scales.astype(np.float32) + np.float32(0.5)
-
-
-def _unpack_signs_and_scale(words: Ints) -> tuple[Bytes, Floats]:
-    """u32[n, 8] of four times 7 signs and 4 bits s -> signs u8[n, 32], and s + 1/2."""
+def _unpack_signs_and_s(words: Ints) -> tuple[Bytes, Bytes]:
+    """u32[n, 8] of four times 7 signs and 4 bits s -> signs u8[n, 32] and s u8[n, 8]."""
     sevens = words[:, :, None] >> np.array([0, 7, 14, 21], np.uint32) & 127
-    return _eighth_sign(sevens.reshape(-1, 32)), _and_a_half((words >> 28).astype(np.uint8))
+    return _eighth_sign(sevens.reshape(-1, 32)), (words >> 28).astype(np.uint8)
 
 
 def _eighth_sign(sevens: Ints) -> Bytes:
