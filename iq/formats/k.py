@@ -146,8 +146,8 @@ class Q2_K(QuantizedMins):
 class Q3_K(Format):
     """32 bytes of third bits, 64 bytes of two bits as in q2_K, 16 scales of 6 bits, f16 d: d * (scale - 32) * (quant - 4).
 
-    Bit s of a byte i of third bits belongs to weight 32 s + i. Scale j has its low four bits in a half of byte j mod 8 of 12, its top two in
-    a quarter of byte 8 + j mod 4.
+    Bit s of byte i of the third bits belongs to weight 32 s + i. Scale j has its low four bits in a half of byte j mod 8 of 12, its top two
+    in a quarter of byte 8 + j mod 4.
     """
 
     name, type = "q3_k", 11
