@@ -1,4 +1,4 @@
-"""Models, by what llama.cpp's rules ask of them, whose types its tool was asked for (tests/golden/mixes.json): names and shapes of tensors."""
+"""Models by what llama.cpp's rules ask of them: names and shapes of tensors. Its tool was asked for their types (tests/golden/mixes.json)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which format each tensor of a model is quantized to: llama.cpp's mixes, the rules of its quantization tool.
 
-Source: llama.cpp, src/llama-quant.cpp (commits 007dbbf and 0c1e570). A rule names mixes, when it applies, and a format; of those for a tensor's kind the
-first that applies decides, else the mix's own format.
+Source: llama.cpp, src/llama-quant.cpp (commits 007dbbf and 0c1e570). A rule names mixes, when it applies, and a format; of those for a
+tensor's kind the first that applies decides, else the mix's own format.
 """
 
 from __future__ import annotations
