@@ -19,6 +19,7 @@ from iq.bundle import Bundle, find, read_manifest
 from iq.cli.bench import bench_command
 from iq.cli.devices import devices_command
 from iq.cli.doctor import doctor_command
+from iq.cli.quantize import quantize_command
 from iq.cli.show import json_option, print_json, print_list, print_table, progress
 from iq.errors import BundleError, FormatError, IqError, KernelKeyError, NoArtifactError, ShapeError, TargetError
 from iq.extras import extra_of, install
@@ -60,7 +61,7 @@ def main() -> None:
     """GGML-quantized tensor ops: compile kernels, look at them, quantize models."""
 
 
-for _command in (bench_command, devices_command, doctor_command):
+for _command in (bench_command, devices_command, doctor_command, quantize_command):
     main.add_command(_command)
 
 
@@ -295,25 +296,6 @@ def explain_command(format_name: str, target: Target, m: int, n: int, k: int, vi
     print_table(
         [{"dispatch": d["name"], **{k: v for k, v in d.items() if k != "name"}} for d in map(dataclasses.asdict, explanation.dispatches)]
     )
-
-
-@main.command("quantize")
-@click.argument("source", metavar="IN.gguf", type=click.Path(path_type=Path))
-@click.argument("destination", metavar="OUT.gguf", type=click.Path(path_type=Path))
-@click.option("--type", "format_name", required=True, help="What to quantize to: q4_k, for example.")
-@json_option
-def quantize_command(source: Path, destination: Path, format_name: str, as_json: bool) -> None:
-    """Quantize the matrices of a GGUF file; tensors that are no f32, f16 or bf16 matrices of whole blocks are copied."""
-    from iq.gguf.convert import quantize_file
-
-    with progress() as step:
-        converted = quantize_file(source, destination, format_name, step)
-    if as_json:
-        print_json(converted)
-        return
-    quantized = sum(c.was != c.format for c in converted)
-    before, after = sum(c.bytes_before for c in converted), sum(c.bytes_after for c in converted)
-    click.echo(f"{destination}: {quantized} of {len(converted)} tensors quantized, {before} bytes of tensors now {after}")
 
 
 def _show_bundles(paths: Iterable[Path], as_json: bool) -> None:
