@@ -227,9 +227,10 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Rejected:
-    """The artifact may not run on the device, and why."""
+    """The artifact may not run on the device, and why. near: whether it is for devices of this kind, so that the reason is of interest."""
 
     reason: str
+    near: bool = False
 
 
 def match(artifact: DeviceId, device: DeviceId, cpu_flags: frozenset[str] = frozenset()) -> Accepted | Rejected:
@@ -247,18 +248,18 @@ def match(artifact: DeviceId, device: DeviceId, cpu_flags: frozenset[str] = froz
             return Rejected(f"{artifact} is for CPUs, the device is {device}")
         missing = sorted(target.cpu_requires - cpu_flags)
         if missing:
-            return Rejected(f"{artifact} needs {', '.join(missing)}, which this CPU lacks")
+            return Rejected(f"{artifact} needs {', '.join(missing)}, which this CPU lacks", near=True)
         return Accepted(rank=len(_AVX512_VNNI) - len(target.cpu_requires))
     if target.family == "cuda":
         have, need = _compute_capability(device.processor), _compute_capability(artifact.processor)
         if have is None or need is None or need > have:
-            return Rejected(f"{artifact} does not run on {device}")
+            return Rejected(f"{artifact} does not run on {device}", near=have is not None)
         return Accepted(rank=have - need)
     if artifact.processor != device.processor:
         return Rejected(f"{artifact} is for another processor than {device}")
     for feature in sorted(artifact.features):
         if feature not in device.features:
-            return Rejected(f"{artifact} is pinned to {feature}, the device is {device}")
+            return Rejected(f"{artifact} is pinned to {feature}, the device is {device}", near=True)
     return Accepted(rank=0 if artifact.features else 1)
 
 
