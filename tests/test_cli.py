@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tiers import DISTINCT
 
 from iq import kernels
 from iq.bundle import Bundle
 from iq.cli.commands import main
 from iq.formats import FORMATS
-from iq.targets import TARGETS
+from iq.products import PRODUCTS, products_of
+from iq.targets import GROUPS, TARGETS, parse_targets
 
 
 def run(*arguments: str | Path, status: int = 0) -> Result:
@@ -57,7 +59,8 @@ def test_compile_into_zips(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--target", "gfx1"), "unknown target 'gfx1'; known: gfx90a, gfx942"),
+        (("--target", "gfx1"), "unknown target 'gfx1'\n`iq targets` lists them"),
+        (("--target", "mi300"), "unknown target 'mi300'; is mi300a or mi300x meant?"),
         (("--target", "gfx942", "--format", "q9_9"), "q9_9"),
         (("--target", "gfx942", "--op", "mul"), "unknown op mul; known: dequantize"),
         (("--target", "gfx942", "--format", "q8_1", "--op", "mul_mat"), "have no kernels for the formats q8_1"),
@@ -121,6 +124,15 @@ def test_render() -> None:
     assert "one target is wanted" in run("render", "mul_mat_vec.q4_0.1", "--target", "cpu", status=2).stderr
 
 
+def test_products_stand_for_their_processors() -> None:
+    assert parse_targets("mi300x,RX 7900 XTX,gfx942") == [TARGETS["gfx942"], TARGETS["gfx1100"]]
+    assert parse_targets("strix-halo,780M") == [TARGETS["gfx1151"], TARGETS["gfx1103"]]
+    assert set(PRODUCTS.values()) == {t.id for t in TARGETS.values() if t.family == "rocm"}
+    assert not {*PRODUCTS} & {*TARGETS, *GROUPS}
+    assert facts("targets")[0]["products"] == products_of("gfx906") == ["mi50", "mi60", "radeonvii", "radeonprovii"]
+    assert run("render", "mul_mat_vec.q4_0.1", "--target", "MI300X").stdout.startswith("// mul_mat_vec.q4_0.1 for gfx942\n")
+
+
 def test_targets() -> None:
     assert [(t["id"], t["family"], t["wave"]) for t in facts("targets")] == [(t.id, t.family, t.wave) for t in TARGETS.values()]
     assert [line.split()[0] for line in run("targets").stdout.splitlines()[1:]] == list(TARGETS)
@@ -155,7 +167,7 @@ def test_explain_shows_when_split_k_is_taken() -> None:
     assert small["dispatches"][-1]["schedule"]["split_k"] == 2
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [t.id for t in DISTINCT])
 @pytest.mark.parametrize("format", [f.name for f in FORMATS.values() if f.kind != "activations"])
 def test_everything_can_be_explained(target: str, format: str) -> None:
     for m in (1, 8, 9):

@@ -25,6 +25,7 @@ from iq.errors import BundleError, FormatError, IqError, KernelKeyError, NoArtif
 from iq.extras import extra_of, install
 from iq.kernels import KernelSpec, Problem
 from iq.kernels import kernels as all_kernels
+from iq.products import products_of
 from iq.targets import TARGETS, Target, parse_targets
 
 
@@ -52,7 +53,7 @@ def _one_target(context: click.Context, parameter: click.Parameter, name: str) -
     return targets[0]
 
 
-_target = click.option("--target", required=True, callback=_one_target, help="A target's id, as `iq targets` lists them.")
+_target = click.option("--target", required=True, callback=_one_target, help="A target's id or a product's name (see `iq targets`).")
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,7 +67,7 @@ for _command in (bench_command, devices_command, doctor_command, quantize_comman
 
 
 @main.command("compile")
-@click.option("--target", "targets", required=True, help="Comma-separated ids or groups: gfx942,gfx1100,cpu (`iq targets` lists them).")
+@click.option("--target", "targets", required=True, help="Ids, products or groups: gfx942,rx7900xtx,cpu (`iq targets` lists them).")
 @click.option("--format", "formats", help="Comma-separated formats; all by default.")
 @click.option("--op", "op_names", help="Comma-separated ops; all by default.")
 @click.option("--out", default="artifacts", show_default=True, type=click.Path(path_type=Path), help="Where the bundles go.")
@@ -270,10 +271,14 @@ def render_command(key: str, target: Target) -> None:
 @main.command("targets")
 @json_option
 def targets_command(as_json: bool) -> None:
-    """The targets that iq compiles for."""
-    shown = ("id", "family", "wave", "dot", "matrix", "matrix_cores", "lds", "cpu_requires")
-    rows = [{name: getattr(t, name) for name in shown} for t in TARGETS.values()]
-    print_table([row | {"cpu_requires": sorted(row["cpu_requires"])} for row in rows], as_json)
+    """The targets that iq compiles for, and the products that have them, whose names stand for them in --target."""
+    shown = ("id", "family", "wave", "dot", "matrix_cores", "lds")
+    rows = [
+        {name: getattr(t, name) for name in shown}
+        | {"matrix": t.matrix.name if t.matrix else "", "cpu_requires": sorted(t.cpu_requires), "products": products_of(t.id)}
+        for t in TARGETS.values()
+    ]
+    print_table(rows, as_json)
 
 
 @main.command("explain")
