@@ -40,7 +40,9 @@ class TernaryGrid(GridFormat):
 
     @classmethod
     def tables(cls) -> dict[str, NDArray[np.int32]]:
-        return {"grid": (8 * grids.IQ1.numbers).view(np.int32)}
+        """8 * (entry + 1), which is 0, 8 or 16, of weight i in bits 3 and 4 of byte i, and of weight i + 4 in the two above them."""
+        first, second = np.hsplit(grids.IQ1.numbers, 2)
+        return {"grid": (first << 3 | second << 5).view(np.int32)}
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Ints, Floats]:
