@@ -264,6 +264,19 @@ class IQ3_S(SignedGrid):
         ninth = np.packbits(entries >> 8, axis=1, bitorder="little")
         return np.hstack([entries.astype(np.uint8), ninth, signs, pack_nibbles(s, 1)])
 
+    @classmethod
+    def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
+        """To ggml's bytes, which are not right where 32 weights of a block are 0 and later ones are not: quantize_row_iq3_s_impl then leaves
+        its pointers to low bytes and signs where they are, so that those of the later weights come too early, and their ninth bits do not.
+        """
+        packed = super().quantize_blocks(blocks, weights)
+        zero = ~blocks.reshape(-1, 8, 32).any(axis=2)
+        order = np.argsort(zero, axis=1, kind="stable")[:, :, None]
+        for first, last in ((2, 66), (74, 106)):
+            sub_blocks = packed[:, first:last].reshape(len(packed), 8, -1)
+            packed[:, first:last] = np.take_along_axis(sub_blocks, order, axis=1).reshape(len(packed), -1)
+        return packed
+
 
 def _unpack_signs_and_s(words: Ints) -> tuple[Bytes, Bytes]:
     """u32[n, 8] of four times 7 signs and 4 bits s -> signs u8[n, 32] and s u8[n, 8]."""
