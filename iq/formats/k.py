@@ -26,6 +26,7 @@ class SixBitScales(Format):
     mins = True
     sub_block, interleave = 32, 64
     f16_fields = (0, 2)
+    imatrix = "used"
 
     top: ClassVar[int]
     search: ClassVar[tuple[float, float, int]]
@@ -151,6 +152,7 @@ class Q6_K(Format):
     zero = 32
     sub_block, interleave = 16, 128
     f16_fields = (208,)
+    imatrix = "used"
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
@@ -182,3 +184,32 @@ class Q6_K(Format):
         weights = (quants.view(np.int8) - np.int8(32)).reshape(-1, 16, 16).astype(np.float32)
         weights *= (f16_values(d) * scales.view(np.int8).astype(np.float32))[:, :, None]
         return weights.reshape(-1, 256)
+
+
+class Q8_K(Format):
+    """f32 d, 256 int8, the sums of each 16 of them as int16: d * quant. For activations that CPUs multiply K-quants with."""
+
+    name, type = "q8_k", 15
+    block_size, type_size = 256, 292
+    kind = "activations"
+    signed = True
+    sub_block, interleave = 32, 1
+
+    @classmethod
+    def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
+        """quantize_row_q8_K_ref; of a block of zeros ggml leaves the sums as they are, which are 0 here."""
+        largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
+        inverse = np.float32(-127) / largest
+        quants = np.minimum(nearest_int(inverse * blocks), 127).astype(np.int8)
+        sums = quants.reshape(-1, 16, 16).sum(axis=2, dtype=np.int16)
+        packed = np.hstack([(np.float32(1) / inverse).view(np.uint8), quants.view(np.uint8), sums.view(np.uint8)])
+        packed[largest[:, 0] == 0] = 0
+        return packed
+
+    @classmethod
+    def dequantize_blocks(cls, packed: Bytes) -> Floats:
+        return np.ascontiguousarray(packed[:, :4]).view(np.float32) * packed[:, 4:260].view(np.int8).astype(np.float32)
+
+    @classmethod
+    def set_scales(cls, packed: Bytes, scales: Floats, mins: Floats) -> None:
+        packed[:, :4] = scales.astype(np.float32).reshape(-1, 1).view(np.uint8)

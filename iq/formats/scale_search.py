@@ -92,7 +92,9 @@ def make_qkx2_quants(x: Floats, weights: Floats, nmax: int, rmin: float, rdelta:
     Returns scale f32[groups], min f32[groups] and the quants i32[members, groups].
     make_qkx3_quants is the same function when it is given weights, which its callers always do.
     """
-    low, top = np.minimum(x.min(axis=0), np.float32(0)), x.max(axis=0)
+    # Of zeros of either sign the first is ggml's min: q4_1 and q5_1 store it.
+    least, top = np.take_along_axis(x, x.argmin(axis=0, keepdims=True), axis=0)[0], x.max(axis=0)
+    low = np.where(least > 0, np.float32(0), least)
     peak = np.maximum(top, -low)
     sum_w, sum_x = sum_in_order(weights), sum_in_order(weights * x)
     zero, limit = np.zeros_like(top), np.full_like(top, nmax)  # rows, as in make_qx_quants
