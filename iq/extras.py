@@ -14,6 +14,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "amd": ("rocm_bootstrap",),
     "cli": ("click", "rich"),
     "gguf": ("gguf",),
+    "llm": ("tokenizers",),
     "torch": ("torch",),
     "emulate": ("elftools", "platformdirs"),
     "compile": ("iree.compiler", "jinja2", "platformdirs", "elftools"),
