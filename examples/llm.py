@@ -18,11 +18,11 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 import iq
 
@@ -61,23 +61,22 @@ def tokenizer(metadata: dict[str, iq.gguf.Value]) -> Tokenizer:
     tokens, types = metadata["tokenizer.ggml.tokens"].value, metadata["tokenizer.ggml.token_type"].value
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"].value]
     made = Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, merges))
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    made.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
     made.decoder = decoders.ByteLevel()
-    control = 3  # of llama.cpp's token types
-    made.add_special_tokens([AddedToken(token, special=True) for token, type in zip(tokens, types, strict=True) if type == control])
+    # Those of llama.cpp's type 3, control.
+    made.add_special_tokens([AddedToken(token, special=True) for token, type in zip(tokens, types, strict=True) if type == 3])
     return made
 
 
 def chat(question: str) -> str:
     """A question in SmolLM2's chat template."""
-    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    turns = [("system", system), ("user", question)]
+    turns = [("system", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"), ("user", question)]
     return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "<|im_start|>assistant\n"
 
 
 # ---- The model
+
+BLOCK = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,7 @@ class Config:
     """What a file of the llama architecture says of its model."""
 
     layers: int
-    heads: int
-    kv_heads: int  # each serves heads / kv_heads heads
+    kv_heads: int
     head_size: int
     epsilon: float
     rope_base: float
@@ -94,20 +92,15 @@ class Config:
     @classmethod
     def of(cls, metadata: dict[str, iq.gguf.Value]) -> Config:
         """Raises ValueError for another architecture."""
-        if (architecture := metadata["general.architecture"].value) != "llama":
-            raise ValueError(f"the file's architecture is {architecture}; this example knows llama")
-
-        def value(key: str) -> Any:
-            return metadata[f"llama.{key}"].value
-
-        heads = value("attention.head_count")
+        values = {key.removeprefix("llama."): given.value for key, given in metadata.items()}
+        if (architecture := values["general.architecture"]) != "llama" or "rope.scaling.type" in values:
+            raise ValueError(f"the file's architecture is {architecture}; this example knows llama, without scaled positions")
         return cls(
-            layers=value("block_count"),
-            heads=heads,
-            kv_heads=value("attention.head_count_kv"),
-            head_size=value("embedding_length") // heads,
-            epsilon=value("attention.layer_norm_rms_epsilon"),
-            rope_base=value("rope.freq_base"),
+            layers=values["block_count"],
+            kv_heads=values["attention.head_count_kv"],
+            head_size=values["embedding_length"] // values["attention.head_count"],
+            epsilon=values["attention.layer_norm_rms_epsilon"],
+            rope_base=values["rope.freq_base"],
         )
 
 
@@ -121,13 +114,16 @@ class Cache:
 
 
 class Model:
-    """A llama on a device. via: how products take activations, "q8_1" or "float"; None as is the fastest."""
+    """A llama on a device. via: how products take activations, "q8_1" or "float"; by default as `iq explain` says."""
 
     def __init__(self, file: iq.gguf.GGUFFile, device: iq.Device, via: str | None = None) -> None:
         self.config = Config.of(file.metadata)
         self.device, self.via = device, via
+        known = {f"blk.{layer}.{part}.weight" for layer in range(self.config.layers) for part in BLOCK}
+        if strange := set(file.names) - known - {"token_embd.weight", "output_norm.weight", "output.weight"}:
+            raise ValueError(f"the file has tensors that this example does not know: {', '.join(sorted(strange))}")
         # Norms are vectors, for numpy; what is multiplied with is a matrix, for the device.
-        self.norms = {name: file.packed(name)[0].view(np.float32) for name, info in file.tensors.items() if len(info.shape) == 1}
+        self.norms = {name: iq.dequantize(*file.packed(name)[:2]) for name, info in file.tensors.items() if len(info.shape) == 1}
         self.weights = {name: file.load(name, device) for name, info in file.tensors.items() if len(info.shape) == 2}
         self.embedding = self.weights["token_embd.weight"]
         self.output = self.weights.get("output.weight", self.embedding)  # where a file has none, the embedding is both
@@ -153,7 +149,8 @@ class Model:
     def products(self, block: str, x: Floats, *names: str) -> list[Floats]:
         """x [tokens, K] times the transposes of a block's weights [N, K]: f32 [tokens, N] each."""
         on_device = self.device.put(x, copy=None)
-        return [self.weights[f"{block}.{name}.weight"].matmul(on_device, self.via).numpy() for name in names]
+        launched = [self.weights[f"{block}.{name}.weight"].matmul(on_device, self.via) for name in names]
+        return [product.numpy() for product in launched]
 
     def norm(self, name: str, x: Floats) -> Floats:
         """RMS norm over the last axis."""
@@ -173,12 +170,12 @@ class Model:
 
     def attention(self, q: Floats, keys: Floats, values: Floats, hidden: Floats) -> Floats:
         """[tokens, heads * head size] for q [heads, tokens, head size]; keys and values [kv heads, context, head size]."""
-        heads, tokens, size = q.shape
+        _, tokens, size = q.shape
         grouped = q.reshape(len(keys), -1, tokens, size)
         scores = grouped @ keys[:, None].swapaxes(-1, -2) / np.float32(np.sqrt(size)) + hidden
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         mixed = weights / weights.sum(-1, keepdims=True) @ values[:, None]
-        return mixed.reshape(heads, tokens, size).swapaxes(0, 1).reshape(tokens, heads * size)
+        return mixed.reshape(q.shape).swapaxes(0, 1).reshape(tokens, -1)
 
 
 def greedy(model: Model, tokens: list[int], cache: Cache, end: int) -> Iterator[tuple[int, Floats]]:

@@ -140,11 +140,21 @@ def test_without_a_package_index(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_strange_tensors(file, dev, tmp_path):
+    """A bias must not be left out in silence."""
+    biased = tmp_path / "biased.gguf"
+    iq.gguf.write(biased, {"blk.0.attn_q.bias": np.zeros(576, np.float32)}, file.metadata)
+    with iq.gguf.open(biased) as other, pytest.raises(ValueError, match=r"does not know: blk\.0\.attn_q\.bias"):
+        llm.Model(other, dev)
+
+
 def test_what_it_does_not_know():
     def described(**values):
         return {key.replace("_", "."): iq.gguf.Value(value, iq.gguf.ValueType.STRING) for key, value in values.items()}
 
     with pytest.raises(ValueError, match="architecture is qwen2; this example knows llama"):
         llm.Config.of(described(general_architecture="qwen2"))
+    with pytest.raises(ValueError, match="without scaled positions"):
+        llm.Config.of(described(general_architecture="llama", llama_rope_scaling_type="yarn"))
     with pytest.raises(ValueError, match="tokenizer is gpt2 with the splits of llama-bpe"):
         llm.tokenizer(described(tokenizer_ggml_model="gpt2", tokenizer_ggml_pre="llama-bpe"))
