@@ -7,8 +7,20 @@ from typing import ClassVar
 import numpy as np
 
 from iq.formats.base import Format
-from iq.formats.packing import FOUR, LOW, Bytes, Floats, columns, f16_bytes, f16_values, pack_nibbles, unpack_nibbles
-from iq.formats.scale_search import make_qkx2_quants, make_qx_quants
+from iq.formats.packing import (
+    FOUR,
+    LOW,
+    Bytes,
+    Floats,
+    columns,
+    f16_bytes,
+    f16_values,
+    pack_bits,
+    pack_nibbles,
+    unpack_bits,
+    unpack_nibbles,
+)
+from iq.formats.scale_search import make_qkx2_quants, make_qx_quants, roundf, times_inverse
 
 
 class FourOrFiveBits(Format):
@@ -36,13 +48,13 @@ class FourOrFiveBits(Format):
     def pack_quants(cls, quants: Bytes) -> Bytes:
         """u8[n, 32] -> the bytes of a block after its floats."""
         nibbles = pack_nibbles(quants & LOW, 16)
-        return np.hstack([np.packbits(quants >> FOUR, axis=1, bitorder="little"), nibbles]) if cls.bits == 5 else nibbles
+        return np.hstack([pack_bits(quants >> FOUR, 1), nibbles]) if cls.bits == 5 else nibbles
 
     @classmethod
     def unpack_quants(cls, packed: Bytes) -> Bytes:
         """The quants of whole blocks: u8[n, type_size] -> u8[n, 32]."""
         quants = unpack_nibbles(packed[:, -16:], 16)
-        return quants | np.unpackbits(packed[:, -20:-16], axis=1, bitorder="little") << FOUR if cls.bits == 5 else quants
+        return quants | unpack_bits(packed[:, -20:-16], 1) << FOUR if cls.bits == 5 else quants
 
 
 class Centred(FourOrFiveBits):
@@ -56,7 +68,7 @@ class Centred(FourOrFiveBits):
         if weights is None:
             largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
             scale = (largest + np.float32(0)) / np.float32(-cls.zero)  # + 0 turns -0 into 0, from which ggml starts its search
-            shifted = _times_inverse(blocks, scale) + np.float32(cls.zero + 0.5)
+            shifted = times_inverse(blocks, scale) + np.float32(cls.zero + 0.5)
             quants = np.minimum(shifted.astype(np.uint8), np.uint8(2 * cls.zero - 1))
         else:
             scale, found = make_qx_quants(columns(blocks, 32), cls.zero, columns(weights, 32))
@@ -84,7 +96,7 @@ class WithMin(FourOrFiveBits):
             least = np.take_along_axis(blocks, blocks.argmin(axis=1, keepdims=True), axis=1)
             most = np.take_along_axis(blocks, blocks.argmax(axis=1, keepdims=True), axis=1)
             scale = (most - least) / np.float32(top)
-            quants = np.minimum((_times_inverse(blocks - least, scale) + np.float32(0.5)).astype(np.uint8), np.uint8(top))
+            quants = np.minimum((times_inverse(blocks - least, scale) + np.float32(0.5)).astype(np.uint8), np.uint8(top))
         else:
             scale, low, found = make_qkx2_quants(columns(blocks, 32), columns(weights, 32), top, -0.9, 0.05, 36)
             least, quants = -low, found.T.astype(np.uint8, order="C")
@@ -176,15 +188,5 @@ def _q8_scale(blocks: Floats) -> Floats:
 
 
 def _q8_quants(blocks: Floats, scale: Floats) -> Bytes:
-    """f32[n, 32] by its scales f32[n, 1], rounded half away from zero as C's roundf: int8 as u8[n, 32]."""
-    quants = _times_inverse(blocks, scale)
-    whole = np.trunc(quants)
-    quants -= whole
-    quants *= np.float32(2)
-    whole += np.trunc(quants, out=quants)
-    return whole.astype(np.int8).view(np.uint8)
-
-
-def _times_inverse(blocks: Floats, scale: Floats) -> Floats:
-    """blocks times 1 / scale, or times 0 where the scale is 0."""
-    return blocks * np.where(scale != 0, np.float32(1) / scale, np.float32(0))
+    """f32[n, 32] by its scales f32[n, 1]: int8 as u8[n, 32]."""
+    return roundf(times_inverse(blocks, scale)).astype(np.int8).view(np.uint8)
