@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from iq.formats import FORMATS, grids
+from iq.kernels import KernelSpec
+from iq.targets import TARGETS
 
 GRIDS = {
     "IQ1_S": grids.IQ1,
@@ -35,3 +37,14 @@ def test_tables_hold_magnitudes_a_byte_each(name: str) -> None:
     assert table.shape == (len(grid.values), grid.width // 4)
     np.testing.assert_array_equal(table.view(np.int8), grid.values)
     assert grid.values.min() > 0
+
+
+@pytest.mark.needs_extras
+def test_what_does_not_decode_has_no_table() -> None:
+    """A matvec's activations are quantized by a dispatch of its own."""
+    from iq.compile.render import render
+
+    rendered = render([KernelSpec.parse("mul_mat_vec.iq2_xxs.1")], TARGETS["gfx1100"])
+    quantizes, decodes = rendered.split("hal.executable.source ")[1:]
+    assert [part.count('"memref.global"') for part in (quantizes, decodes)] == [0, 1]
+    assert [part.count("constant table") for part in (quantizes, decodes)] == [0, 1]

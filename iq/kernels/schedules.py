@@ -237,15 +237,16 @@ DEQUANTIZE_MUL_MAT_VEC: dict[str, tuple[VecSchedule, ...]] = {
 # 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken where they save a tenth and do not halve the waves; with M = 8, where instructions set the
 # pace and not memory, also where they do. On gfx1030 iq2_xs, iq2_s and iq1_m spill with 4 (29, 7 and 4 VGPRs).
 # Kernels for CPUs take a row at a time.
+_TWO_AT_MOST = {1: 1, 8: 2}
 MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {
     "rocm": {"": {1: 1, 4: 2, 8: 4}},
     "gfx90a": {"": {1: 1, 4: 2, 8: 4}, "q5_k": {2: 1, 4: 2, 8: 4}, "q6_k": {2: 1, 8: 2}},
     "gfx1010": {"": {8: 1}},  # without v_dot4 bytes are taken apart in registers: q6_K spills with 2 rows
     "gfx1030": {
         "": {1: 1, 4: 2, 8: 4},
-        **dict.fromkeys(("q5_k", "q6_k", "iq4_xs", "nvfp4", "iq2_xs", "iq2_s", "iq1_m"), {1: 1, 8: 2}),
+        **dict.fromkeys(("q5_k", "q6_k", "iq4_xs", "nvfp4", "iq2_xs", "iq2_s", "iq1_m"), _TWO_AT_MOST),
     },
-    "gfx1100": {"": {1: 1, 4: 2, 8: 4}, **dict.fromkeys(("q4_0", "q2_k", "q3_k", "q6_k", "iq1_m"), {1: 1, 8: 2})},
+    "gfx1100": {"": {1: 1, 4: 2, 8: 4}, **dict.fromkeys(("q4_0", "q2_k", "q3_k", "q6_k", "iq1_m"), _TWO_AT_MOST)},
     "cuda": {"": {1: 1, 2: 2, 8: 4}, "q8_0": {2: 1, 8: 4}},
 }
 DEQUANTIZE_MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {"rocm": {"": {1: 1, 8: 2}}, "cuda": {"": {1: 1, 8: 2}}}
