@@ -44,8 +44,8 @@ EXTREMES = json.loads((Path(__file__).parent / "golden" / "extremes.json").read_
 
 # The largest error of a weight over the largest weight of its block, for normal weights: half a step (q4_0 and q5_0: a step, at the end
 # that their quants cannot reach), the rounding of d to f16, and for the K-quants that of the scales to 4, 6 or 8 bits. Of three numbers:
-# half of d; of two: what is left of the largest weight without the mean. mxfp4 reaches to 12 of 16; nvfp4 has a scale of 4 bits, and nothing
-# between 8 and 12. For formats that are not here: a step, and all that as well.
+# half of d; of two: what is left of the largest weight without the mean. mxfp4 reaches to 12 of 16; nvfp4 has a scale of 4 bits, and
+# nothing between 8 and 12. For formats that are not here: a step, and all that as well.
 WORST_ERROR = {"q4_0": 0.1255, "q5_0": 0.063, "q8_0": 0.0045, "q8_1": 0.0045, "q8_k": 0.0045, "q4_k": 0.09, "q6_k": 0.0165}
 WORST_ERROR |= {"tq1_0": 0.501, "tq2_0": 0.501, "q2_0": 0.501, "q1_0": 0.85, "mxfp4": 0.25, "nvfp4": 0.2}
 
