@@ -413,8 +413,10 @@ def test_on_demand_targets() -> None:
     assert provider.target(DeviceId.parse("gfx90a:sramecc+:xnack-")).id == "gfx90a"
     assert provider.target(DeviceId("sm_86")).id == "sm_80"
     assert provider.target(DeviceId("cpu"), TARGETS["x86-64-v4-vnni"].cpu_requires).id == "x86-64-v4-vnni"
-    with pytest.raises(NoArtifactError, match=r"none of the targets that iq compiles for runs on gfx803:\n  gfx90a: "):
+    with pytest.raises(NoArtifactError, match=r"^iq does not compile for gfx803\n`iq targets` lists what it compiles for$"):
         provider.target(DeviceId("gfx803"))
+    with pytest.raises(NoArtifactError, match=r"^iq does not compile for sm_75\nsm_80 does not run on sm_75\n"):
+        provider.target(DeviceId("sm_75"))
 
 
 def test_on_demand_can_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,8 @@ class CompileOnDemand:
         self._cache = cache or Cache()
 
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str] = frozenset()) -> Target:
-        """The target that fits a device best. Raises NoArtifactError, with why each was rejected, when none does."""
-        return TARGETS[bundle.best_match(TARGETS, device_id, cpu_flags, "the targets that iq compiles for")]
+        """The target that fits a device best. Raises NoArtifactError when none does."""
+        return TARGETS[bundle.best_match(TARGETS, device_id, cpu_flags)]
 
     def module(self, target: Target, format: str) -> bundle.Module:
         """All kernels of a format for a target; compiled now if the cache lacks them. Raises as `vmfb` does."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iq.errors import FormatError, ShapeError
-from iq.formats.packing import Bytes, Floats, f16_bytes
+from iq.formats.packing import Bytes, Floats, f16_bytes, f16_values
 
 Kind = Literal["weights", "plain", "activations"]
 
@@ -95,6 +95,14 @@ class Format:
     def tables(cls) -> dict[str, NDArray[np.int32]]:
         """Constant tables that the format's template looks up: by name, i32 [entries, words], whose words are four int8 each."""
         return {}
+
+    @classmethod
+    def finite(cls, packed: Bytes) -> NDArray[np.bool_]:
+        """Whether the scales of blocks uint8[n, type_size] are finite, as ggml_validate_row_data checks: bool[n]."""
+        finite = np.ones(len(packed), np.bool_)
+        for at in cls.f16_fields:
+            finite &= np.isfinite(f16_values(packed[:, at : at + 2])[:, 0])
+        return finite
 
     @classmethod
     def set_scales(cls, packed: Bytes, scales: Floats, mins: Floats) -> None:
