@@ -31,7 +31,7 @@ class Format:
     name: ggml's name in lower case. type: ggml's id.
     block_size, type_size: weights and bytes of a block, as ggml counts them.
     kind: "weights" are integers with scales, so that integer dot products apply; "plain" are floats; "activations" are for the other side
-        of a product, and kernels only ever write them.
+        of a product, and kernels only ever write them (q8_1), or have nothing to do with them (q8_K).
     zero: what to subtract from a stored quant. signed: whether the stored quant is an int8 rather than a uint8.
     mins: whether sub-blocks have a min.
     sub_block: consecutive weights that share scale and min; 0 for plain formats, which have no scales.
@@ -117,7 +117,7 @@ class Format:
 
     @classmethod
     def importance(cls, rows: Floats, imatrix: Floats) -> Floats:
-        """What quantize_blocks takes as weights, for f32[rows, k] and an imatrix f32[k]: f32[rows, k]. q4_0's depend on the whole row."""
+        """What quantize_blocks takes as weights, for f32[rows, k] and an imatrix f32[k]: f32[rows, k]. q4_0 to q5_1 see the whole row."""
         return np.broadcast_to(imatrix, rows.shape)
 
 
