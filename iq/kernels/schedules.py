@@ -221,7 +221,7 @@ MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {
     "rocm": {"": {1: 1, 4: 2, 8: 4}},
     "gfx90a": {"": {1: 1, 4: 2, 8: 4}, "q5_k": {2: 1, 4: 2, 8: 4}, "q6_k": {2: 1, 8: 2}},
     "gfx1010": {"": {8: 1}},  # without v_dot4 bytes are taken apart in registers: q6_K spills with 2 rows
-    "gfx1030": {"": {1: 1, 4: 2, 8: 4}, **dict.fromkeys(("q5_k", "q6_k", "iq4_xs", "nvfp4"), {1: 1, 8: 2})},
+    "gfx1030": {"": {1: 1, 4: 2, 8: 4}, **{name: {1: 1, 8: 2} for name in ("q5_k", "q6_k", "iq4_xs", "nvfp4")}},
     "gfx1100": {"": {1: 1, 4: 2, 8: 4}, "q4_0": {1: 1, 8: 2}, "q6_k": {1: 1, 8: 2}},
     "cuda": {"": {1: 1, 2: 2, 8: 4}, "q8_0": {2: 1, 8: 4}},
 }
