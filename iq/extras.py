@@ -13,6 +13,7 @@ DISTRIBUTION = "iq-kernels"
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "amd": ("rocm_bootstrap",),
     "cli": ("click", "rich"),
+    "llm": ("tokenizers",),
     "gguf": ("gguf", "safetensors"),
     "torch": ("torch",),
     "emulate": ("elftools", "platformdirs"),

@@ -32,9 +32,11 @@ from iq.errors import (
     NoKernelError,
     UnknownFileError,
 )
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId
 
 FILE = "q8_1.vmfb"
+Q8_1 = KernelSpec.parse("quantize_q8_1.q8_1.f32")
 KEYS = {"quantize_q8_1.q8_1.f32", "quantize_q8_1_soa.q8_1.f32"}
 
 
@@ -392,12 +394,12 @@ def test_a_directory_of_bundles(artifacts: Path) -> None:
     found = Bundles(artifacts)
     target = found.target(DeviceId.parse("gfx1100"), frozenset())
     assert target.id == "gfx1100"
-    assert found.module(target, "q8_1") == Bundle.open(artifacts / "gfx1100").module("q8_1")
+    assert found.module(target, Q8_1) == Bundle.open(artifacts / "gfx1100").module("q8_1")
     assert found.target(DeviceId("cpu"), AVX2).id == "x86-64-v3"
     with pytest.raises(NoKernelError, match="q6_k"):
-        found.module(target, "q6_k")
+        found.module(target, KernelSpec.parse("mul_mat_vec.q6_k.1"))
     with pytest.raises(NoArtifactError, match="no artifact for gfx942; it has gfx1100, x86-64-v3"):
-        found.module(TARGETS["gfx942"], "q8_1")
+        found.module(TARGETS["gfx942"], Q8_1)
 
 
 @pytest.mark.parametrize("form", ["directory", "zip", "zips"])
@@ -411,7 +413,7 @@ def test_the_other_places_bundles_come_from(artifacts: Path, tmp_path: Path, for
         for target in ("gfx1100", "x86-64-v3"):
             pack(artifacts / target, path / f"{target}.zip")
     found = Bundles(path)
-    module = found.module(found.target(DeviceId("gfx1100")), "q8_1")
+    module = found.module(found.target(DeviceId("gfx1100")), Q8_1)
     assert module.vmfb == (artifacts / "gfx1100" / FILE).read_bytes()
 
 
@@ -423,7 +425,7 @@ def test_pinned_features(artifacts: Path) -> None:
     exact = found.target(DeviceId.parse("gfx90a:sramecc+:xnack-"))
     assert exact.id == "gfx90a:sramecc+:xnack-"
     assert exact == replace(TARGETS["gfx90a"], id=exact.id)
-    assert found.module(exact, "q8_1").where == f"{artifacts / exact.id}/{FILE}"
+    assert found.module(exact, Q8_1).where == f"{artifacts / exact.id}/{FILE}"
     assert found.target(DeviceId.parse("gfx90a:sramecc-:xnack-")).id == "gfx90a"
     shutil.rmtree(artifacts / "gfx90a")
     with pytest.raises(NoArtifactError, match=r"\ngfx90a:xnack\+ is pinned to xnack\+, .*\n`iq compile --target gfx90a "):

@@ -37,12 +37,13 @@ class OneKernel:
     def target(self, device_id, cpu_flags):
         return self._target
 
-    def module(self, target, format):
+    def module(self, target, spec):
+        assert spec == self._spec
         with Compilations(Compiler.find()) as compilations:
-            vmfb = compile_module(Module(target, format, (self._spec,)), compilations, Cache()).read_bytes()
+            vmfb = compile_module(Module(target, spec.format, (spec,)), compilations, Cache()).read_bytes()
         objdump = Objdump.find()
         assert isinstance(objdump, Objdump) and waits.check_vmfb(vmfb, objdump) == []
-        return bundle.Module.of(format, vmfb, (self._spec,), target)
+        return bundle.Module.of(spec.key, vmfb, (spec,), target)
 
 
 def failures(target, spec, options):

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 import pytest
+from compiled import vmfb_of
 from tiers import GENERATIONS, MODULES, OTHERS, ROCM
 
 from iq.cache import Cache
 from iq.compile.build import Module, compile_module
 from iq.compile.compiler import Compilations, Compiler
-from iq.compile.ondemand import CompileOnDemand
 from iq.formats import FORMATS, Format
 from iq.inspect import Dispatch, inspect
 from iq.inspect.disassembly import Objdump
@@ -20,7 +20,7 @@ from iq.targets import TARGETS, Target
 
 def compiled(target: Target, fmt: type[Format]) -> list[tuple[Declared, Dispatch]]:
     """The dispatches of a format's module, as declared and as compiled."""
-    [report] = inspect(CompileOnDemand().vmfb(target, fmt.name))
+    [report] = inspect(vmfb_of(target, fmt.name))
     assert target.family == "cuda" or report.processor == target.id
     declared = {d.name: d for spec in kernels(target) if spec.format == fmt.name for d in plan(spec, target)}
     assert set(declared) == {d.name for d in report.dispatches}

@@ -9,6 +9,7 @@ from iq.bundle.manifest import MANIFEST
 from iq.bundle.module import Module
 from iq.bundle.reading import Bundle, find, read_manifest
 from iq.errors import BundleError, NoArtifactError
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS, Accepted, DeviceId, Rejected, Target, match
 
 
@@ -68,9 +69,9 @@ class Bundles:
         """
         return self._bundle(best_match(self._paths, device_id, cpu_flags, self.path)).target
 
-    def module(self, target: Target, format: str) -> Module:
-        """A format's kernels for a target that `target()` returned. Raises as `Bundle.module` does."""
-        return self._bundle(target.id).module(format)
+    def module(self, target: Target, spec: KernelSpec) -> Module:
+        """The kernels of a kernel's format, for a target that `target()` returned. Raises as `Bundle.module` does."""
+        return self._bundle(target.id).module(spec.format)
 
     def _bundle(self, target: str) -> Bundle:
         if target not in self._paths:

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from iq.formats import grids
 from iq.formats.base import Format
-from iq.formats.packing import Bytes, Floats, f16_bytes, f16_values, unpack_nibbles
+from iq.formats.grid_search import SignedSearch
+from iq.formats.packing import Bytes, Floats, f16_bytes, f16_values, pack_nibbles, unpack_nibbles
+from iq.formats.ternary_search import search_iq1_m, search_iq1_s
 
 # Small numbers of any integer type: of entries, signs (a bit each), scales.
 Ints = NDArray[np.integer]
@@ -40,7 +42,9 @@ class TernaryGrid(GridFormat):
 
     @classmethod
     def tables(cls) -> dict[str, NDArray[np.int32]]:
-        return {"grid": (8 * grids.IQ1.numbers).view(np.int32)}
+        """8 * (entry + 1), which is 0, 8 or 16, of weight i in bits 3 and 4 of byte i, and of weight i + 4 in the two above them."""
+        first, second = np.hsplit(grids.IQ1.numbers, 2)
+        return {"grid": (first << 3 | second << 5).view(np.int32)}
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Ints, Floats]:
@@ -62,6 +66,14 @@ class IQ1_S(TernaryGrid):
     type_size = 50
     sub_block = 32
     f16_fields = (0,)
+    imatrix = "required"
+
+    @classmethod
+    def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
+        d, entries, less, s = search_iq1_s(blocks, weights)
+        top = np.bitwise_or.reduce((entries >> 8).reshape(-1, 8, 4) << np.array([0, 3, 6, 9]), axis=2)
+        words = (top | s.astype(np.int32) << 12 | less.astype(np.int32) << 15).astype("<u2")
+        return np.hstack([f16_bytes(d), entries.astype(np.uint8), words.view(np.uint8)])
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Ints, Floats]:
@@ -79,6 +91,16 @@ class IQ1_M(TernaryGrid):
     name, type = "iq1_m", 29
     type_size = 56
     sub_block = 16
+    imatrix = "used"
+
+    @classmethod
+    def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
+        d, entries, less, s = search_iq1_m(blocks, weights)
+        nibbles = (entries >> 8 | less.astype(np.int32) << 3).astype(np.uint8)
+        words = np.bitwise_or.reduce(s.reshape(-1, 4, 4).astype(np.uint16) << np.array([0, 3, 6, 9], np.uint16), axis=2)
+        packed = np.hstack([entries.astype(np.uint8), pack_nibbles(nibbles, 1), words.astype("<u2").view(np.uint8)])
+        cls.set_scales(packed, d, d)
+        return packed
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Ints, Floats]:
@@ -106,6 +128,7 @@ class SignedGrid(GridFormat):
     f16_fields = (0,)
 
     grid: ClassVar[grids.Grid]
+    search: ClassVar[SignedSearch]
 
     @classmethod
     def tables(cls) -> dict[str, NDArray[np.int32]]:
@@ -115,6 +138,16 @@ class SignedGrid(GridFormat):
     def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
         """Blocks u8[n, type_size] -> numbers of entries [n, 256 / width], signs u8[n, 32], a bit a weight, and s [n, 256 / sub_block]."""
         raise NotImplementedError
+
+    @classmethod
+    def pack(cls, entries: Ints, signs: Bytes, s: Bytes) -> Bytes:
+        """The reverse of unpack: the bytes of blocks after their d."""
+        raise NotImplementedError
+
+    @classmethod
+    def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
+        d, entries, signs, s = cls.search.of_blocks(blocks, weights)
+        return np.hstack([f16_bytes(d), cls.pack(entries, signs, s)])
 
     @classmethod
     def dequantize_blocks(cls, packed: Bytes) -> Floats:
@@ -133,13 +166,20 @@ class IQ2_XXS(SignedGrid):
     name, type = "iq2_xxs", 16
     type_size = 66
     sub_block = 32
+    imatrix = "required"
     grid, step = grids.IQ2_XXS, 1 / 8
+    search = SignedSearch(grid, 2, sub_block, 6, 0.1, 1, "all", fitted=True, even=True, smallest=1e-15, clears=True)
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
         groups = np.ascontiguousarray(packed[:, 2:]).view("<u4").reshape(-1, 8, 2)
         signs, s = _unpack_signs_and_s(np.ascontiguousarray(groups[:, :, 1]))
         return packed[:, 2:].reshape(-1, 8, 8)[:, :, :4].reshape(-1, 32).astype(np.intp), signs, s
+
+    @classmethod
+    def pack(cls, entries: Ints, signs: Bytes, s: Bytes) -> Bytes:
+        words = _pack_signs_and_s(signs, s).view(np.uint8)
+        return np.dstack([entries.astype(np.uint8).reshape(-1, 8, 4), words.reshape(-1, 8, 4)]).reshape(-1, 64)
 
 
 class IQ2_XS(SignedGrid):
@@ -148,12 +188,19 @@ class IQ2_XS(SignedGrid):
     name, type = "iq2_xs", 17
     type_size = 74
     sub_block = 16
+    imatrix = "required"
     grid, step = grids.IQ2_XS, 1 / 8
+    search = SignedSearch(grid, 2, sub_block, 9, 0.1, 1, "off", even=True, smallest=1e-15, clears=True)
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
         words = np.ascontiguousarray(packed[:, 2:66]).view("<u2")
         return (words & 511).astype(np.intp), _eighth_sign(words >> 9), unpack_nibbles(packed[:, 66:], 1)
+
+    @classmethod
+    def pack(cls, entries: Ints, signs: Bytes, s: Bytes) -> Bytes:
+        words = (entries | (signs & 127).astype(np.int32) << 9).astype("<u2")
+        return np.hstack([words.view(np.uint8), pack_nibbles(s, 1)])
 
 
 class IQ2_S(SignedGrid):
@@ -162,13 +209,20 @@ class IQ2_S(SignedGrid):
     name, type = "iq2_s", 22
     type_size = 82
     sub_block = 16
+    imatrix = "used"
     grid, step = grids.IQ2_S, 1 / 8
+    search = SignedSearch(grid, 1, sub_block, 9, 0.1, 2, "off", floor=0.25, fudge=0.9875)
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
         _, low, signs, high, scales = np.hsplit(packed, [2, 34, 66, 74])
         top = np.repeat(high, 4, axis=1) >> np.tile(np.array([0, 2, 4, 6], np.uint8), 8) & 3
         return low + 256 * top.astype(np.intp), signs, unpack_nibbles(scales, 1)
+
+    @classmethod
+    def pack(cls, entries: Ints, signs: Bytes, s: Bytes) -> Bytes:
+        top = np.bitwise_or.reduce((entries >> 8).reshape(-1, 8, 4) << np.array([0, 2, 4, 6]), axis=2)
+        return np.hstack([entries.astype(np.uint8), signs, top.astype(np.uint8), pack_nibbles(s, 1)])
 
 
 class IQ3_XXS(SignedGrid):
@@ -177,12 +231,18 @@ class IQ3_XXS(SignedGrid):
     name, type = "iq3_xxs", 18
     type_size = 98
     sub_block = 32
+    imatrix = "used"
     grid, step = grids.IQ3_XXS, 1 / 4
+    search = SignedSearch(grid, 2, sub_block, 15, 0.2, 2, "off", even=True, fudge=1.0125, clears=True)
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
         signs, s = _unpack_signs_and_s(np.ascontiguousarray(packed[:, 66:]).view("<u4"))
         return packed[:, 2:66].astype(np.intp), signs, s
+
+    @classmethod
+    def pack(cls, entries: Ints, signs: Bytes, s: Bytes) -> Bytes:
+        return np.hstack([entries.astype(np.uint8), _pack_signs_and_s(signs, s).view(np.uint8)])
 
 
 class IQ3_S(SignedGrid):
@@ -191,7 +251,9 @@ class IQ3_S(SignedGrid):
     name, type = "iq3_s", 21
     type_size = 110
     sub_block = 32
+    imatrix = "used"
     grid, step = grids.IQ3_S, 1
+    search = SignedSearch(grid, 3, sub_block, 9, 0.2, 2, "any", smallest=1e-45, fudge=1.033)
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
@@ -199,11 +261,36 @@ class IQ3_S(SignedGrid):
         entries = low + 256 * np.unpackbits(ninth, axis=1, bitorder="little").astype(np.intp)
         return entries, signs, unpack_nibbles(scales, 1)
 
+    @classmethod
+    def pack(cls, entries: Ints, signs: Bytes, s: Bytes) -> Bytes:
+        ninth = np.packbits(entries >> 8, axis=1, bitorder="little")
+        return np.hstack([entries.astype(np.uint8), ninth, signs, pack_nibbles(s, 1)])
+
+    @classmethod
+    def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
+        """To ggml's bytes, which are not right where 32 weights of a block are 0 and later ones are not: quantize_row_iq3_s_impl leaves its
+        pointers to low bytes and signs where they are then, so that those of the later weights come too early, and their ninth bits do not.
+        """
+        packed = super().quantize_blocks(blocks, weights)
+        zero = ~blocks.reshape(-1, 8, 32).any(axis=2)
+        order = np.argsort(zero, axis=1, kind="stable")[:, :, None]
+        for first, last in ((2, 66), (74, 106)):
+            sub_blocks = packed[:, first:last].reshape(len(packed), 8, -1)
+            packed[:, first:last] = np.take_along_axis(sub_blocks, order, axis=1).reshape(len(packed), -1)
+        return packed
+
 
 def _unpack_signs_and_s(words: Ints) -> tuple[Bytes, Bytes]:
     """u32[n, 8] of four times 7 signs and 4 bits s -> signs u8[n, 32] and s u8[n, 8]."""
     sevens = words[:, :, None] >> np.array([0, 7, 14, 21], np.uint32) & 127
     return _eighth_sign(sevens.reshape(-1, 32)), (words >> 28).astype(np.uint8)
+
+
+def _pack_signs_and_s(signs: Bytes, s: Bytes) -> NDArray[np.uint32]:
+    """The reverse of _unpack_signs_and_s; every eighth sign follows from the others."""
+    sevens = (signs & 127).astype(np.uint32).reshape(-1, 8, 4) << np.array([0, 7, 14, 21], np.uint32)
+    words: NDArray[np.uint32] = np.bitwise_or.reduce(sevens, axis=2) | s.astype(np.uint32) << 28
+    return words
 
 
 def _eighth_sign(sevens: Ints) -> Bytes:

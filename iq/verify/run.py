@@ -20,7 +20,8 @@ from iq.kernels import KernelSpec, plan
 from iq.runtime import Device as RuntimeDevice
 from iq.runtime.dtypes import dtype_of
 from iq.targets import Target, parse_targets
-from iq.verify.cases import Case, Check, cases
+from iq.verify.case import Case, Check
+from iq.verify.cases import cases
 from iq.verify.devices import Opened, Opener
 from iq.verify.peaks import Work, peaks_of, roofline
 from iq.verify.references import Array
