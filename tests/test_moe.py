@@ -93,6 +93,13 @@ def test_from_one_pick_to_several_tiles_of_each_expert(device, rng, e, via):
         assert nmse(w.moe(x, ids, via=via).numpy(), product(x, values, ids)) <= (2 if picks == 1 else 1) * MUL_MAT_NMSE
 
 
+def test_tens_of_thousands_of_picks(device, rng):
+    w, values = experts(device, FORMATS["q8_0"], 9, 2, 32)
+    ids = rng.integers(0, 9, (13_001, 2))
+    x = rng.standard_normal((13_001, 1, 32), dtype=np.float32)
+    assert nmse(w.moe(x, ids).numpy(), product(x, values, ids)) <= MUL_MAT_NMSE
+
+
 @pytest.mark.parametrize("tokens", [FEW, MANY])
 def test_all_picks_of_one_expert(device, rng, tokens):
     w, values = experts(device, FORMATS["q4_k"], 5, 19, 256)
