@@ -6,10 +6,12 @@ processors that the compiler can serve (gfx1030 among them) and `--iree-cuda-tar
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 
 from iq.errors import TargetError
+from iq.products import PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ MFMA = MatrixUnit("mfma", True, fragment_k=32, fragment_w=8, fragment_x=8, resul
 WMMA_GFX11 = MatrixUnit("wmma_gfx11", True, fragment_k=32, fragment_w=32, fragment_x=32, results=8, instructions="wmma")
 WMMA_GFX12 = MatrixUnit("wmma_gfx12", True, fragment_k=32, fragment_w=16, fragment_x=16, results=8, instructions="wmma")
 MMA_SYNC = MatrixUnit("mma_sync", True, fragment_k=32, fragment_w=16, fragment_x=16, results=8, instructions="mma")
+# Vector instructions: a lane has 2 x 4 of the results on wave32, 2 x 2 on wave64.
 DOT2 = MatrixUnit("dot2", False, fragment_k=8, fragment_w=16, fragment_x=32, results=8, instructions="dot")
+DOT2_WAVE64 = MatrixUnit("dot2", False, fragment_k=8, fragment_w=16, fragment_x=16, results=4, instructions="dot")
+FMA_MIX = MatrixUnit("fma_mix", False, fragment_k=8, fragment_w=16, fragment_x=32, results=8, instructions="valu")
 
 
 @dataclass(frozen=True)
@@ -135,10 +140,19 @@ _AVX512_VNNI = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl
 TARGETS: dict[str, Target] = {
     t.id: t
     for t in (
+        Target("gfx906", "rocm", 64, "sdot4", like="gfx90a", matrix=DOT2_WAVE64),
+        Target("gfx908", "rocm", 64, "sdot4", like="gfx90a", matrix=MFMA),
         Target("gfx90a", "rocm", 64, "sdot4", matrix=MFMA),
         Target("gfx942", "rocm", 64, "sdot4", like="gfx90a", matrix=MFMA),
+        Target("gfx950", "rocm", 64, "sdot4", like="gfx90a", matrix=MFMA, lds=163840),
+        Target("gfx1010", "rocm", 32, "none", like="gfx1030", matrix=FMA_MIX),  # neither v_dot4 nor v_dot2
+        Target("gfx1012", "rocm", 32, "sdot4", like="gfx1030", matrix=DOT2),
         Target("gfx1030", "rocm", 32, "sdot4", matrix=DOT2),
+        *(Target(f"gfx103{n}", "rocm", 32, "sdot4", like="gfx1030", matrix=DOT2) for n in range(1, 7)),
         Target("gfx1100", "rocm", 32, "sdot4", matrix=WMMA_GFX11),
+        *(Target(f"gfx110{n}", "rocm", 32, "sdot4", like="gfx1100", matrix=WMMA_GFX11) for n in range(1, 4)),
+        *(Target(f"gfx115{n}", "rocm", 32, "sdot4", like="gfx1100", matrix=WMMA_GFX11) for n in range(4)),
+        Target("gfx1200", "rocm", 32, "sdot4", like="gfx1100", matrix=WMMA_GFX12),
         Target("gfx1201", "rocm", 32, "sdot4", like="gfx1100", matrix=WMMA_GFX12),
         Target("sm_80", "cuda", 32, "dp4a", matrix=MMA_SYNC, lds=166912),
         Target("sm_90", "cuda", 32, "dp4a", like="sm_80", matrix=MMA_SYNC, lds=232448),
@@ -154,20 +168,31 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 
 def parse_targets(names: str | list[str] | tuple[str, ...]) -> list[Target]:
-    """Targets from ids or group names ("gfx942,cpu"), in the order given, each once.
+    """Targets from ids, groups or products ("gfx942,cpu", "mi300x"), in the order given, each once.
 
-    Raises TargetError for a name that is neither.
+    A product's name may be written as people do: "RX 7900 XTX" is rx7900xtx. Raises TargetError for a name that is none of them.
     """
     parts = names.split(",") if isinstance(names, str) else list(names)
     ids: dict[str, None] = {}
     for part in (p.strip() for p in parts):
+        product = re.sub(r"[ _-]", "", part).lower()
         if part in GROUPS:
             ids.update(dict.fromkeys(GROUPS[part]))
-        elif part in TARGETS:
-            ids[part] = None
+        elif part in TARGETS or product in PRODUCTS:
+            ids[part if part in TARGETS else PRODUCTS[product]] = None
         else:
-            raise TargetError(f"unknown target {part!r}; known: {', '.join(TARGETS)}; groups: {', '.join(GROUPS)}")
+            raise TargetError(f"unknown target {part!r}{_meant(part, product)}\n`iq targets` lists them, and the products that have them")
     return [TARGETS[i] for i in ids]
+
+
+def _meant(part: str, product: str) -> str:
+    """What somebody may have meant by the name of no target."""
+    close = (
+        difflib.get_close_matches(part, (*TARGETS, *GROUPS), 3, 0.75)
+        or [name for name in PRODUCTS if product and name.startswith(product)]
+        or difflib.get_close_matches(product, PRODUCTS, 3, 0.75)
+    )
+    return f"; is {' or '.join(close)} meant?" if close else ""
 
 
 @dataclass(frozen=True)
@@ -202,9 +227,10 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Rejected:
-    """The artifact may not run on the device, and why."""
+    """The artifact may not run on the device, and why. near: whether it is for devices of this kind, so that the reason is of interest."""
 
     reason: str
+    near: bool = False
 
 
 def match(artifact: DeviceId, device: DeviceId, cpu_flags: frozenset[str] = frozenset()) -> Accepted | Rejected:
@@ -222,18 +248,18 @@ def match(artifact: DeviceId, device: DeviceId, cpu_flags: frozenset[str] = froz
             return Rejected(f"{artifact} is for CPUs, the device is {device}")
         missing = sorted(target.cpu_requires - cpu_flags)
         if missing:
-            return Rejected(f"{artifact} needs {', '.join(missing)}, which this CPU lacks")
+            return Rejected(f"{artifact} needs {', '.join(missing)}, which this CPU lacks", near=True)
         return Accepted(rank=len(_AVX512_VNNI) - len(target.cpu_requires))
     if target.family == "cuda":
         have, need = _compute_capability(device.processor), _compute_capability(artifact.processor)
         if have is None or need is None or need > have:
-            return Rejected(f"{artifact} does not run on {device}")
+            return Rejected(f"{artifact} does not run on {device}", near=have is not None)
         return Accepted(rank=have - need)
     if artifact.processor != device.processor:
         return Rejected(f"{artifact} is for another processor than {device}")
     for feature in sorted(artifact.features):
         if feature not in device.features:
-            return Rejected(f"{artifact} is pinned to {feature}, the device is {device}")
+            return Rejected(f"{artifact} is pinned to {feature}, the device is {device}", near=True)
     return Accepted(rank=0 if artifact.features else 1)
 
 

@@ -7,22 +7,24 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from format_samples import DIRECT, bits_of, block_of, extreme_imatrix, extremes, filled, ggml_type, normal, quant_bytes, reach
+from format_samples import DIRECT, QUANTIZED, bits_of, block_of, extreme_imatrix, extremes, filled, ggml_type, normal, quant_bytes, reach
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iq.errors import DtypeError, FormatError, ShapeError
 from iq.formats import FORMATS, Format, dequantize, format_of, quantize
+from iq.gguf.types import TYPES
 
 # Sizes and names.
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_names_ids_and_sizes_are_ggmls(form: type[Format]) -> None:
-    """gguf-py's table, but for q8_1: 36 bytes in ggml's C, 40 in the table."""
-    type = gguf.GGMLQuantizationType[form.name.upper()]
-    expected = (32, 36) if form.name == "q8_1" else gguf.GGML_QUANT_SIZES[type]
-    assert (form.type, form.block_size, form.type_size) == (type.value, *expected)
+    """gguf-py's table, but for q8_1: 36 bytes in ggml's C, 40 in the table. What it does not have yet is held to iq.gguf's own table."""
+    type = ggml_type(form)
+    name, *expected = TYPES[form.type]
+    assert (form.name, form.block_size, form.type_size) == (name, *expected)
+    assert type is None or (type.name.lower(), *gguf.GGML_QUANT_SIZES[type]) in ((name, *expected), ("q8_1", 32, 40))
     assert (form.kernel_block_weights(), form.kernel_block_bytes()) == (
         max(expected[0], 8),
         expected[1] * max(expected[0], 8) // expected[0],
@@ -64,7 +66,8 @@ def test_weights_of_a_sub_block_share_scale_and_min(form: type[Format]) -> None:
     packed[:, quant_bytes(form)] = 0xFF
     sub_blocks = dequantize(packed, form.name).reshape(-1, form.sub_block)
     assert (sub_blocks == sub_blocks[:, :1]).all()
-    assert len(np.unique(sub_blocks[:, 0])) > len(sub_blocks) // 2 or form.block_size == form.sub_block
+    if form.f16_fields and form.type_size > 2 * len(form.f16_fields) + np.count_nonzero(quant_bytes(form)):  # sub-blocks have scales
+        assert len(np.unique(sub_blocks[:, 0])) > 2 * len(packed)
 
 
 @pytest.mark.parametrize("form", [FORMATS[name] for name in DIRECT], ids=DIRECT)
@@ -86,7 +89,7 @@ def test_interleave_is_the_length_of_runs_that_share_bytes(form: type[Format]) -
 @pytest.mark.parametrize(
     ("alias", "name"),
     [
-        *[(spelling, name) for name in FORMATS for spelling in (name, name.upper(), ggml_type(FORMATS[name]))],
+        *[(spelling, name) for name in FORMATS for spelling in (name, name.upper(), ggml_type(FORMATS[name])) if spelling],
         ("q4k", "q4_k"),
         ("Q6K", "q6_k"),
         ("q6_K", "q6_k"),

@@ -7,6 +7,7 @@ from itertools import combinations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiers import DISTINCT
 
 from iq.errors import FormatError, KernelKeyError, ShapeError
 from iq.formats import FORMATS
@@ -16,9 +17,9 @@ from iq.kernels.kernel import Kernel, all_sizes
 from iq.kernels.schedules import MOST_EXPERTS, MOST_VEC_COLUMNS, VEC_COLUMNS, VecSchedule, picks_to_group, vec_columns
 from iq.targets import TARGETS
 
-targets = pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.id)
+targets = pytest.mark.parametrize("target", DISTINCT, ids=lambda t: t.id)
 QUANTIZED = [f for f in FORMATS.values() if f.kind == "weights"]
-SPLIT = [t for t in TARGETS.values() if any(k.schedule for k in kernels(t))]
+SPLIT = [t for t in DISTINCT if any(k.schedule for k in kernels(t))]
 
 
 def test_keys_and_specs_are_inverse():

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiers import DISTINCT
 
 from iq.bundle import Compiler, Executable, Kernel, Launches, Manifest, launches_of
 from iq.bundle.executable import Export
@@ -25,7 +26,7 @@ from iq.targets import TARGETS, Target
 SIZES = ("m", "n", "k", "rows", "blocks", "q8_blocks", "share", "picks", "experts")
 
 
-@pytest.fixture(scope="module", params=TARGETS.values(), ids=lambda t: t.id)
+@pytest.fixture(scope="module", params=DISTINCT, ids=lambda t: t.id)
 def recorded(request: pytest.FixtureRequest) -> tuple[Target, dict[KernelSpec, Launches]]:
     target = request.param
     return target, {spec: launches_of(spec, target, None) for spec in kernels(target)}

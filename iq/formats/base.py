@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iq.errors import FormatError, ShapeError
-from iq.formats.packing import Bytes, Floats, f16_bytes
+from iq.formats.packing import Bytes, Floats, f16_bytes, f16_values
 
 Kind = Literal["weights", "plain", "activations"]
 
@@ -38,6 +38,7 @@ class Format:
     interleave: length of the aligned runs of weights whose lowest bits lie in the same bytes. In q4_0, byte i holds weights i and i + 16
         of a block, so its 16 bytes belong to all 32.
     f16_fields: byte offsets of the float16 scales (and mins) in a block.
+    denormal_scales: whether scales may be below 2^-126, where float32 has fewer bits and CPUs may be told to take numbers for 0.
     codebook: the 16 int8 that nibbles stand for, where they do not stand for themselves.
     imatrix: what quantizing makes of importances, as in ggml: "ignored", "used" where they are given, or "required".
     """
@@ -53,6 +54,7 @@ class Format:
     sub_block: ClassVar[int] = 0
     interleave: ClassVar[int] = 1
     f16_fields: ClassVar[tuple[int, ...]] = ()
+    denormal_scales: ClassVar[bool] = False
     codebook: ClassVar[tuple[int, ...]] = ()
     imatrix: ClassVar[Literal["ignored", "used", "required"]] = "ignored"
 
@@ -95,6 +97,14 @@ class Format:
     def tables(cls) -> dict[str, NDArray[np.int32]]:
         """Constant tables that the format's template looks up: by name, i32 [entries, words], whose words are four int8 each."""
         return {}
+
+    @classmethod
+    def finite(cls, packed: Bytes) -> NDArray[np.bool_]:
+        """Whether the scales of blocks uint8[n, type_size] are finite, as ggml_validate_row_data checks: bool[n]."""
+        finite = np.ones(len(packed), np.bool_)
+        for at in cls.f16_fields:
+            finite &= np.isfinite(f16_values(packed[:, at : at + 2])[:, 0])
+        return finite
 
     @classmethod
     def set_scales(cls, packed: Bytes, scales: Floats, mins: Floats) -> None:
