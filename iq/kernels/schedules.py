@@ -234,8 +234,8 @@ DEQUANTIZE_MUL_MAT_VEC: dict[str, tuple[VecSchedule, ...]] = {
 # with M = 2 q8_0 does best with 1. On AMD by counting: instructions of the loop per 32 weights and row of activations, and waves that a
 # SIMD has room for. gfx1100, M = 8, with 1, 2, 4 rows: q4_0 23.2, 18.2, 15.3 (12, 12, 9 waves), q4_K 24.4, 20.8, 18.4 (12, 10, 6), q6_K
 # 29.0, 23.9 (9, 7), which spills with 4, as do q2_K and q3_K (8 and 26 VGPRs). gfx942: q4_0 20.0, 15.7, 14.0 (5, 4, 4), q4_K 22.8, 18.6,
-# 16.4 (4, 4, 2). More rows are taken where they save a tenth and do not halve the waves; with M = 8, where instructions set the pace and not
-# memory, also where they do. Kernels for CPUs take a row at a time.
+# 16.4 (4, 4, 2). More rows are taken where they save a tenth and do not halve the waves; with M = 8, where instructions set the pace and
+# not memory, also where they do. Kernels for CPUs take a row at a time.
 MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {
     "rocm": {"": {1: 1, 4: 2, 8: 4}},
     "gfx90a": {"": {1: 1, 4: 2, 8: 4}, "q5_k": {2: 1, 4: 2, 8: 4}, "q6_k": {2: 1, 8: 2}},
