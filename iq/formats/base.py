@@ -40,6 +40,7 @@ class Format:
     f16_fields: byte offsets of the float16 scales (and mins) in a block.
     codebook: the 16 int8 that nibbles stand for, where they do not stand for themselves.
     imatrix: what quantizing makes of importances, as in ggml: "ignored", "used" where they are given, or "required".
+    quantizer: the template that quantizes to it on a device, templates/formats/quantize/<quantizer>.mlir.j2; "" where none does.
     """
 
     name: ClassVar[str]
@@ -55,6 +56,7 @@ class Format:
     f16_fields: ClassVar[tuple[int, ...]] = ()
     codebook: ClassVar[tuple[int, ...]] = ()
     imatrix: ClassVar[Literal["ignored", "used", "required"]] = "ignored"
+    quantizer: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls):

@@ -13,6 +13,7 @@ class Q4_0(Format):
     """f16 d, 16 bytes of two quants each (weight i low, weight i + 16 high): d * (quant - 8)."""
 
     name, type = "q4_0", 2
+    quantizer, imatrix = "q4_0", "used"
     block_size, type_size = 32, 18
     zero = 8
     sub_block, interleave = 32, 32
@@ -47,6 +48,7 @@ class Q8_0(Format):
     """f16 d, 32 int8: d * quant."""
 
     name, type = "q8_0", 8
+    quantizer = "q8_0"
     block_size, type_size = 32, 34
     signed = True
     sub_block, interleave = 32, 1

@@ -17,38 +17,9 @@ from iq import formats
 from iq.formats import FORMATS, Format
 from iq.kernels import KernelSpec, plan
 from iq.targets import Target
-from iq.verify import references
+from iq.verify import quantize_cases, references
+from iq.verify.case import Case, Check, same_bytes
 from iq.verify.references import Array
-
-
-@dataclass(frozen=True)
-class Check:
-    """A measured error and what it may be."""
-
-    measure: str
-    error: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """NaN does not pass."""
-        return self.error <= self.tolerance
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call of a kernel.
-
-    name: what is special about it. inputs: arrays. sizes: by name. outputs: a shape and an element type each.
-    check: measures what the outputs came to hold. operations: multiplications and additions of a product, else 0.
-    """
-
-    name: str
-    inputs: tuple[Array, ...]
-    sizes: dict[str, int]
-    outputs: tuple[tuple[tuple[int, ...], str], ...]
-    check: Callable[[Sequence[Array]], list[Check]]
-    operations: int = 0
 
 
 def cases(spec: KernelSpec, target: Target) -> Iterator[Case]:
@@ -228,7 +199,7 @@ def _quantize_q8_1(spec: KernelSpec, target: Target, rng: np.random.Generator) -
     fmt = FORMATS["q8_1"]
     for name, x, padded, sizes in _activations(rng):
         want = formats.quantize(padded, fmt.name).view(np.int8)
-        yield Case(name, (x,), sizes, (((len(x), sizes["q8_blocks"] * fmt.type_size), "i8"),), partial(_bytes, (want,)))
+        yield Case(name, (x,), sizes, (((len(x), sizes["q8_blocks"] * fmt.type_size), "i8"),), partial(same_bytes, (want,)))
 
 
 def _quantize_q8_1_soa(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -240,12 +211,7 @@ def _quantize_q8_1_soa(spec: KernelSpec, target: Target, rng: np.random.Generato
         m, q8_blocks = len(x), sizes["q8_blocks"]
         outputs = (((m, q8_blocks * 32), "i8"), ((m, q8_blocks * 8), "i8"))
         want = (quants.reshape(m, -1), pairs.view(np.int8).reshape(m, -1))
-        yield Case(name, (x,), sizes, outputs, partial(_bytes, want))
-
-
-def _bytes(wants: tuple[Array, ...], outputs: Sequence[Array]) -> list[Check]:
-    different = sum(int((got != want).sum()) for got, want in zip(outputs, wants, strict=True))
-    return [Check("different bytes", different, 0)]
+        yield Case(name, (x,), sizes, outputs, partial(same_bytes, want))
 
 
 # By the numeric model that a kernel declares (iq.kernels.Kernel.model).
@@ -255,6 +221,7 @@ _CASES: dict[str, Callable[[KernelSpec, Target, np.random.Generator], Iterator[C
     "product of q8_1": partial(_product, Model("q8_1 model", references.q8_1, references.Q8_1_MODEL_NMSE, outliers=False)),
     "product of f32": partial(_product, Model("float64", lambda x: x, references.F32_NMSE)),
     "product of f16": partial(_product, Model("float64", lambda x: x, references.F16_NMSE)),
+    **quantize_cases.CASES,
     "q8_1 blocks": _quantize_q8_1,
     "q8 arrays": _quantize_q8_1_soa,
 }
