@@ -9,7 +9,8 @@
 In expressions `+ - * / mod & | ^ << >>` and comparisons bind as in Python, and numbers take the expression's type. Integers are unsigned:
 `/` is divui, `mod` remui, `>>` shrui, `<` ult, `min` minui. Functions: i32(index), index(i32), splat(scalar), rows(vector) of a matrix that
 are all equal, sitofp(x) and uitofp(x) of an i32 expression of the same shape, asr(x, bits), fma(a, b, c), min(a, b), max(a, b), the signed
-smin(a, b) and smax(a, b), abs(x), select(condition, a, b). Floats compare as in C: with a NaN all but != are false.
+smin(a, b) and smax(a, b), abs(x), select(condition, a, b), of
+vectors element by element where the condition is a comparison. Floats compare as in C: with a NaN all but != are false.
 Nothing is inferred but the callee's signature. An expression stays as a comment above its operations; every other line is left as it is.
 """
 
@@ -246,6 +247,9 @@ class _Writer:
             case ast.Call(func=ast.Name(id="splat"), args=[x]):
                 element = type.removesuffix(">").rpartition("x")[2]
                 return f"vector.broadcast {self.value(x, element)} : {element} to {of}"
+            case ast.Call(func=ast.Name(id="select"), args=[ast.Compare() as test, a, b]) if type.startswith("vector"):
+                flags = f"{type.rpartition('x')[0]}xi1>"
+                return f"arith.select {self.value(test, of)}, {operands(a, b)} : {flags}, {of}"
             case ast.Call(func=ast.Name(id="rows"), args=[x]) if found := re.fullmatch(r"vector<\d+x(\d+x.*)>", type):
                 return f"vector.broadcast {self.value(x, row := f'vector<{found[1]}>')} : {row} to {of}"
             case ast.Call(func=ast.Name(id="sitofp" | "uitofp" as function), args=[x]) if real:

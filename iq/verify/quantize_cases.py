@@ -50,8 +50,7 @@ def _weights(fmt: type[Format], dtype: str, rng: np.random.Generator) -> Iterato
     for name, x in samples:
         given = rounded(x, dtype)
         if dtype == "bf16":
-            bits = given.view(np.uint8)
-            yield name, formats.dequantize(bits, "bf16"), bits
+            yield name, formats.dequantize(given.view(np.uint8), "bf16"), given
         else:
             # What f16 cannot hold is none of a quantizer's.
             finite = np.isfinite(given).all(axis=1)
@@ -62,7 +61,7 @@ def _quantize(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Ite
     fmt = FORMATS[spec.format]
     for name, x, given in _weights(fmt, spec.variant, rng):
         want = formats.quantize(x, fmt.name)
-        yield _case(fmt, name, given, (), want)
+        yield _case(fmt, f"{name}: {len(x)} x {x.shape[1]}", given, (), want)
 
 
 def _quantize_imatrix(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -74,7 +73,7 @@ def _quantize_imatrix(spec: KernelSpec, target: Target, rng: np.random.Generator
             imatrix = np.ldexp(rng.integers(0, 4, k), rng.integers(-40, 40, k)).astype(np.float32)
             imatrix[: fmt.block_size] = 0
         want = formats.quantize(x, fmt.name, imatrix)
-        yield _case(fmt, name, given, (imatrix,), want)
+        yield _case(fmt, f"{name}: {len(x)} x {k}", given, (imatrix,), want)
 
 
 def _set_rows(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -82,7 +81,7 @@ def _set_rows(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Ite
     for name, x, given in _weights(fmt, spec.variant, rng):
         ids = rng.permutation(len(x) + 3)[: len(x)].astype(np.int32)
         packed = formats.quantize(x, fmt.name)
-        yield _case(fmt, f"{name}, rows {', '.join(map(str, ids))}", given, (ids,), packed, ids)
+        yield _case(fmt, f"{name}, rows {', '.join(map(str, ids))}: {len(x)} x {x.shape[1]}", given, (ids,), packed, ids)
 
 
 def _case(
@@ -93,10 +92,10 @@ def _case(
     want: NDArray[np.uint8],
     ids: NDArray[np.int32] | None = None,
 ) -> Case:
-    rows, k = x.shape
-    sizes = {"rows": rows, "blocks": k // fmt.kernel_block_weights()}
+    rows = len(want)
+    sizes = {"rows": rows, "blocks": want.shape[1] // fmt.kernel_block_bytes()}
     held = (rows if ids is None else int(ids.max()) + 1, want.shape[1])
-    return Case(f"{name}: {rows} x {k}", (x, *more), sizes, ((held, "u8"),), partial(_same_rows, want, ids))
+    return Case(name, (x, *more), sizes, ((held, "u8"),), partial(_same_rows, want, ids))
 
 
 def _same_rows(want: NDArray[np.uint8], ids: NDArray[np.int32] | None, outputs: Sequence[Array]) -> list[Check]:
