@@ -94,7 +94,8 @@ class Op:
     """One op.
 
     inputs, sizes, outputs: the arguments of its functions, in this order. varies: what its variants differ in: the rows of activations
-    that they are for ("columns"), what the activations become ("via"), or the element type of the numbers that are read or written ("dtype").
+    that they are for ("columns"), what the activations become ("via"), or the element type of the numbers that are read or written
+    ("dtype").
     """
 
     name: str

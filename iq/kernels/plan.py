@@ -15,7 +15,7 @@ from iq.targets import Target
 
 @dataclass(frozen=True)
 class Dispatch:
-    """A kernel with its schedule and the element type that its key names ("" where it takes none of that). Keys that need the same one share it.
+    """A kernel with its schedule and the element type that its key names ("" where it takes none of it). Keys that need the same share it.
 
     constants: numbers that dims of its tensors name.
     """

@@ -92,7 +92,7 @@ class ElementSchedule(Schedule):
 
 @dataclass(frozen=True)
 class QuantizeSchedule(Schedule):
-    """quantize, quantize_imatrix, set_rows: a workgroup of `workgroup` threads takes block_tile blocks, a lane sub_blocks of them at a time.
+    """quantize, quantize_imatrix, set_rows: a workgroup of `workgroup` threads takes block_tile blocks, a lane sub_blocks at a time.
 
     sub_blocks: elements of a lane's vectors; whole blocks where it is more than one.
     """
