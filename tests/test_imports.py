@@ -18,6 +18,8 @@ ROOMS = (
     ("emulator",),
     ("device",),
     ("torch_tensors",),
+    ("operands",),
+    ("moe",),
     ("qtensor",),
     ("gguf", "verify", "bench"),
     ("cli", "torch"),

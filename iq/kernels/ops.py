@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from iq.formats import Format
@@ -29,7 +29,15 @@ _XH, _XSCALE = Tensor("xh", "f16", ("m", "k")), Tensor("xscale", "f32", ("m", 1)
 _XQ_TILES = Tensor("xq", "i8", ("m_tiles", "k_tiles", "tile_m", "tile_k"))
 _XD_TILES = Tensor("xd", "i8", ("m_tiles", "k_tiles", "tile_m", "tile_sums", 8))
 
+# Products with experts. A token picks experts, whose numbers are in ids; a row of activations has `share` picks, which follow one another.
+_EXPERTS, _PICKED = Tensor("w", "i8", ("experts", "n", "row_bytes")), Tensor("ids", "i32", ("picks",))
+_Y_PICKS = Tensor("y", "f32", ("picks", "n"))
+# The picks grouped by expert, each with its row of activations; and tiles of them: the expert, the first place in the order, the one after
+# the last, and 0.
+_ORDER, _GROUPS = Tensor("order", "i32", ("picks", 2)), Tensor("groups", "i32", ("pick_tiles", 4))
+
 _PRODUCT_SIZES = ("m", "n", "blocks")
+_ID_SIZES = ("m", "share", "picks", "experts", "n", "blocks")
 _BLOCKS = Axis("blocks", "block_tile")
 _Q8_SIZES = ("m", "k", "q8_blocks")
 _Q8_GRID = (Axis("q8_blocks", "q8_tile"), Axis("m"))
@@ -70,6 +78,53 @@ MUL_MAT_VEC_TILES = _product("mul_mat_vec_tiles", (_XQ_TILES, _XD_TILES), schedu
 DEQUANTIZE_MUL_MAT_VEC = _product("dequantize_mul_mat_vec", (_X,), schedules.dequantize_mul_mat_vec, "product of f32", "vector")
 MUL_MAT_Q8_1 = _product("mul_mat_q8_1", (_XQ, _XD), schedules.mul_mat_q8_1, "product of q8_1", "dot")
 MUL_MAT_FLOAT = _product("mul_mat_float", (_XH, _XSCALE), schedules.mul_mat_float, "product of f16", "matrix")
+
+
+def _of_picks(dense: Kernel, name: str) -> Kernel:
+    """A matvec as it is run for each pick, with the expert's matrix."""
+    return replace(
+        dense,
+        name=name,
+        family=dense.name,
+        reads=(_EXPERTS, *dense.reads[1:], _PICKED),
+        writes=(_Y_PICKS,),
+        sizes=("m", "share", "n", "blocks"),
+        grid=(Axis("n", "tile_n"), Axis("m"), Axis("share")),
+        schedules=schedules.for_picks(dense.schedules),
+        model=f"picked {dense.model}",
+    )
+
+
+def _grouped(dense: Kernel, schedules: Schedules) -> Kernel:
+    """A product with the matrix of each expert, over tiles of picks that share one."""
+    return replace(
+        dense,
+        name=f"grouped_{dense.name}",
+        family=dense.name,
+        reads=(_EXPERTS, *dense.reads[1:], _ORDER, _GROUPS),
+        writes=(_Y_PICKS,),
+        sizes=("m", "picks", "pick_tiles", "n", "blocks"),
+        grid=(Axis("n", "tile_n"), Axis("pick_tiles")),
+        schedules=schedules,
+        model=f"picked {dense.model}",
+    )
+
+
+GROUP_PICKS = Kernel(
+    "group_picks",
+    reads=(_PICKED,),
+    writes=(_ORDER, _GROUPS),
+    sizes=("share", "picks", "pick_tiles", "experts"),
+    grid=(Axis("experts", "most_experts"),),  # one workgroup
+    schedules=schedules.group_picks,
+)
+MUL_MAT_VEC_ID = _of_picks(MUL_MAT_VEC, "mul_mat_vec_id")
+MUL_MAT_VEC_ID_TILES = _of_picks(MUL_MAT_VEC_TILES, "mul_mat_vec_id_tiles")
+DEQUANTIZE_MUL_MAT_VEC_ID = _of_picks(DEQUANTIZE_MUL_MAT_VEC, "dequantize_mul_mat_vec_id")
+GROUPED_MUL_MAT_VEC = _grouped(MUL_MAT_VEC, schedules.mul_mat_vec)
+GROUPED_DEQUANTIZE_MUL_MAT_VEC = _grouped(DEQUANTIZE_MUL_MAT_VEC, schedules.dequantize_mul_mat_vec)
+GROUPED_MUL_MAT_Q8_1 = _grouped(MUL_MAT_Q8_1, schedules.mul_mat_q8_1)
+GROUPED_MUL_MAT_FLOAT = _grouped(MUL_MAT_FLOAT, schedules.grouped_mul_mat_float)
 
 _WEIGHTS = frozenset({"weights", "plain"})
 _QUANTIZED = frozenset({"weights"})
@@ -152,6 +207,36 @@ OPS: dict[str, Op] = {
         *(
             Op(kernel.name, kernel.reads, kernel.sizes, kernel.writes, "dtype", (Variant(DTYPES, _WEIGHTS, ((kernel,),)),))
             for kernel in (QUANTIZE, QUANTIZE_IMATRIX, SET_ROWS)
+        ),
+        Op(
+            "mul_mat_vec_id",
+            (_EXPERTS, _X, _PICKED),
+            _ID_SIZES,
+            (_Y_PICKS,),
+            "via",
+            (
+                Variant(("q8_1",), _QUANTIZED, ((QUANTIZE_Q8_1_TILES, MUL_MAT_VEC_ID_TILES), (QUANTIZE_Q8_1_SOA, MUL_MAT_VEC_ID))),
+                Variant(("float",), _WEIGHTS, ((DEQUANTIZE_MUL_MAT_VEC_ID,),)),
+            ),
+        ),
+        Op(
+            "mul_mat_id",
+            (_EXPERTS, _X, _PICKED),
+            _ID_SIZES,
+            (_Y_PICKS,),
+            "via",
+            (
+                Variant(
+                    ("q8_1",),
+                    _QUANTIZED,
+                    ((QUANTIZE_Q8_1_SOA, GROUP_PICKS, GROUPED_MUL_MAT_Q8_1), (QUANTIZE_Q8_1_SOA, GROUP_PICKS, GROUPED_MUL_MAT_VEC)),
+                ),
+                Variant(
+                    ("float",),
+                    _WEIGHTS,
+                    ((SCALE_ROWS, GROUP_PICKS, GROUPED_MUL_MAT_FLOAT), (GROUP_PICKS, GROUPED_DEQUANTIZE_MUL_MAT_VEC)),
+                ),
+            ),
         ),
         Op("quantize_q8_1", (_X,), _Q8_SIZES, (_Q8_1,), "dtype", (Variant(("f32",), _ACTIVATIONS, ((QUANTIZE_Q8_1,),)),)),
         Op("quantize_q8_1_soa", (_X,), _Q8_SIZES, (_XQ, _XD), "dtype", (Variant(("f32",), _ACTIVATIONS, ((QUANTIZE_Q8_1_SOA,),)),)),
