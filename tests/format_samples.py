@@ -14,14 +14,17 @@ from iq.formats import FORMATS, Format, dequantize
 
 QUANTIZED = [name for name, form in FORMATS.items() if form.kind != "plain"]
 WEIGHTS = [name for name, form in FORMATS.items() if form.kind == "weights"]
-# Of these, what a byte does to a weight tells what is declared of it: the quants stand for themselves, in bits of their own.
-DIRECT = [name for name in QUANTIZED if not (FORMATS[name].codebook or FORMATS[name].tables() or name == "tq1_0")]
+# Of these, what a byte does to a weight tells what is declared of it: the quants stand for themselves, in bits of their own. Those of tq1_0
+# are digits of base 3, and q1_0's bit stands for 0 or 2.
+DIRECT = [name for name in QUANTIZED if not (FORMATS[name].codebook or FORMATS[name].tables() or name in ("tq1_0", "q1_0"))]
 PLAIN = [name for name, form in FORMATS.items() if form.kind == "plain"]
 SUPER_BLOCKS = [name for name, form in FORMATS.items() if form.block_size == 256]
 
 
 def gguf_py_can(call: Callable[..., Any], form: type[Format]) -> bool:
     """Whether gguf.quants.quantize or .dequantize, given as `call`, knows the format."""
+    if ggml_type(form) is None:
+        return False
     try:
         call(np.zeros(form.type_size * form.block_size, np.float32 if call is gguf.quants.quantize else np.uint8), ggml_type(form))
     except NotImplementedError:
@@ -29,8 +32,9 @@ def gguf_py_can(call: Callable[..., Any], form: type[Format]) -> bool:
     return True
 
 
-def ggml_type(form: type[Format]) -> gguf.GGMLQuantizationType:
-    return gguf.GGMLQuantizationType(form.type)
+def ggml_type(form: type[Format]) -> gguf.GGMLQuantizationType | None:
+    """gguf-py's name of the format, if it has one."""
+    return next((type for type in gguf.GGMLQuantizationType if type == form.type), None)
 
 
 GGUF_PY_QUANTIZES = [name for name, form in FORMATS.items() if gguf_py_can(gguf.quants.quantize, form)]

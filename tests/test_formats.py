@@ -7,7 +7,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from format_samples import DIRECT, bits_of, block_of, extreme_imatrix, extremes, filled, ggml_type, normal, quant_bytes, reach
+from format_samples import DIRECT, QUANTIZED, bits_of, block_of, extreme_imatrix, extremes, filled, ggml_type, normal, quant_bytes, reach
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

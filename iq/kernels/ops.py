@@ -151,6 +151,7 @@ class Op:
     inputs, sizes, outputs: the arguments of its functions, in this order. varies: what its variants differ in: the rows of activations
     that they are for ("columns"), what the activations become ("via"), or the element type of the numbers that are read or written
     ("dtype").
+    only: the one format that it is for; "" where variants say which.
     """
 
     name: str
@@ -159,9 +160,12 @@ class Op:
     outputs: tuple[Tensor, ...]
     varies: Literal["columns", "via", "dtype"]
     variants: tuple[Variant, ...]
+    only: str = ""
 
     def values(self, fmt: type[Format]) -> tuple[str, ...]:
         """The variants that there are for a format; none where the op does not apply."""
+        if self.only not in ("", fmt.name):
+            return ()
         return tuple(value for variant in self.variants if fmt.kind in variant.kinds for value in variant.values)
 
     def kernels(self, value: str, target: Target, fmt: type[Format]) -> tuple[Kernel, ...]:
@@ -238,7 +242,7 @@ OPS: dict[str, Op] = {
                 ),
             ),
         ),
-        Op("quantize_q8_1", (_X,), _Q8_SIZES, (_Q8_1,), "dtype", (Variant(("f32",), _ACTIVATIONS, ((QUANTIZE_Q8_1,),)),)),
-        Op("quantize_q8_1_soa", (_X,), _Q8_SIZES, (_XQ, _XD), "dtype", (Variant(("f32",), _ACTIVATIONS, ((QUANTIZE_Q8_1_SOA,),)),)),
+        Op("quantize_q8_1", (_X,), _Q8_SIZES, (_Q8_1,), "dtype", (Variant(("f32",), _ACTIVATIONS, ((QUANTIZE_Q8_1,),)),), "q8_1"),
+        Op("quantize_q8_1_soa", (_X,), _Q8_SIZES, (_XQ, _XD), "dtype", (Variant(("f32",), _ACTIVATIONS, ((QUANTIZE_Q8_1_SOA,),)),), "q8_1"),
     )
 }
