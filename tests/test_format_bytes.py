@@ -42,8 +42,9 @@ Golden = Callable[[str], dict[str, NDArray[Any]]]
 EXTREMES = json.loads((Path(__file__).parent / "golden" / "extremes.json").read_text())
 
 # The largest error of a weight over the largest weight of its block, for normal weights: half a step (q4_0: a step, at the end that its 8
-# cannot reach), the rounding of d to f16, and for the K-quants that of the scales to 6 or 8 bits. For others: a step, and all that as well.
-WORST_ERROR = {"q4_0": 0.1255, "q8_0": 0.0045, "q8_1": 0.0045, "q4_k": 0.09, "q6_k": 0.0165}
+# cannot reach), the rounding of d to f16, and for the K-quants that of the scales to 6 or 8 bits. mxfp4 reaches to 12 of 16; nvfp4 has a
+# scale of 4 bits, and nothing between 8 and 12. For others: a step, and all that as well.
+WORST_ERROR = {"q4_0": 0.1255, "q8_0": 0.0045, "q8_1": 0.0045, "q4_k": 0.09, "q6_k": 0.0165, "mxfp4": 0.25, "nvfp4": 0.2}
 
 # The bytes and floats of ggml.
 
@@ -222,7 +223,7 @@ def cosine(offset: float) -> NDArray[np.float32]:
 def test_candle_round_trip(name: str) -> None:
     v = cosine(0)
     restored = dequantize(quantize(v, name), name)
-    assert np.sqrt(np.sum(np.square(restored - v, dtype=np.float64))) / v.size <= 0.002
+    assert np.sqrt(np.sum(np.square(restored - v, dtype=np.float64))) / v.size <= (0.003 if name == "nvfp4" else 0.002)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -245,7 +246,7 @@ def test_no_weight_is_far_off(name: str) -> None:
 def test_an_imatrix_lowers_the_error_it_weighs(name: str) -> None:
     weights = normal((64, 1024))
     imatrix = np.square(normal((1024,), 1)) + np.float32(0.01)
-    if name == "q8_0":
+    if FORMATS[name].imatrix == "ignored":
         np.testing.assert_array_equal(quantize(weights, name, imatrix), quantize(weights, name))  # ggml makes no use of it
         return
 

@@ -38,6 +38,7 @@ class Format:
     interleave: length of the aligned runs of weights whose lowest bits lie in the same bytes. In q4_0, byte i holds weights i and i + 16
         of a block, so its 16 bytes belong to all 32.
     f16_fields: byte offsets of the float16 scales (and mins) in a block.
+    denormal_scales: whether scales may be below 2^-126, where float32 has fewer bits and CPUs may be told to take numbers for 0.
     codebook: the 16 int8 that nibbles stand for, where they do not stand for themselves.
     imatrix: what quantizing makes of importances, as in ggml: "ignored", "used" where they are given, or "required".
     quantizer: the template that quantizes to it on a device, templates/formats/quantize/<quantizer>.mlir.j2; "" where none does.
@@ -54,6 +55,7 @@ class Format:
     sub_block: ClassVar[int] = 0
     interleave: ClassVar[int] = 1
     f16_fields: ClassVar[tuple[int, ...]] = ()
+    denormal_scales: ClassVar[bool] = False
     codebook: ClassVar[tuple[int, ...]] = ()
     imatrix: ClassVar[Literal["ignored", "used", "required"]] = "ignored"
     quantizer: ClassVar[str] = ""
