@@ -251,7 +251,7 @@ class Q4_K(SixBitScales):
     """The scales, then 128 bytes of two quants each: in each 64 weights, weight i low and weight i + 32 high."""
 
     name, type = "q4_k", 12
-    quantizer, imatrix = "q4_k", "used"
+    quantizer = "q4_k"
     type_size = 144
     top, search = 15, (-1.0, 0.1, 20, False)
 
@@ -268,7 +268,7 @@ class Q5_K(SixBitScales):
     """The scales, 32 bytes of fifth bits (weight i of sub-block j: bit j of byte i), then 128 bytes of four bits as in q4_K."""
 
     name, type = "q5_k", 13
-    quantizer, imatrix = "q5_k", "used"
+    quantizer = "q5_k"
     type_size = 176
     top, search = 31, (-0.5, 0.1, 15, False)
 
@@ -294,7 +294,7 @@ class Q6_K(Format):
     """
 
     name, type = "q6_k", 14
-    quantizer, imatrix = "q6_k", "used"
+    quantizer = "q6_k"
     block_size, type_size = 256, 210
     zero = 32
     sub_block, interleave = 16, 128
