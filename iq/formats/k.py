@@ -120,6 +120,7 @@ class Q2_K(QuantizedMins):
     """
 
     name, type = "q2_k", 10
+    quantizer = "q2_k"
     type_size = 84
     sub_block, interleave = 16, 128
     f16_fields = (80, 82)
@@ -151,6 +152,7 @@ class Q3_K(Format):
     """
 
     name, type = "q3_k", 11
+    quantizer = "q3_k"
     block_size, type_size = 256, 110
     zero = 4
     sub_block, interleave = 16, 128

@@ -60,6 +60,7 @@ class FourOrFiveBits(Format):
 class Centred(FourOrFiveBits):
     """f16 d, then the quants: d * (quant - zero)."""
 
+    quantizer = "centred"
     f16_fields = (0,)
 
     @classmethod
@@ -84,6 +85,7 @@ class Centred(FourOrFiveBits):
 class WithMin(FourOrFiveBits):
     """f16 d, f16 m, then the quants: d * quant + m."""
 
+    quantizer = "with_min"
     mins = True
     f16_fields = (0, 2)
 
@@ -113,28 +115,24 @@ class WithMin(FourOrFiveBits):
 
 class Q4_0(Centred):
     name, type = "q4_0", 2
-    quantizer = "q4_0"
     type_size = 18
     bits, zero = 4, 8
 
 
 class Q4_1(WithMin):
     name, type = "q4_1", 3
-    quantizer = "q4_1"
     type_size = 20
     bits = 4
 
 
 class Q5_0(Centred):
     name, type = "q5_0", 6
-    quantizer = "q5_0"
     type_size = 22
     bits, zero = 5, 16
 
 
 class Q5_1(WithMin):
     name, type = "q5_1", 7
-    quantizer = "q5_1"
     type_size = 24
     bits = 5
 
