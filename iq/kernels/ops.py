@@ -10,14 +10,14 @@ from iq.kernels import schedules
 from iq.kernels.kernel import Axis, Kernel, Schedules, Tensor
 from iq.targets import Target
 
-# Element types that dequantize and get_rows write, and quantize and set_rows read.
+# Element types that dequantize and get_rows write.
 DTYPES = ("f32", "f16", "bf16")
 
 _W, _X, _Y = Tensor("w", "i8", ("n", "row_bytes")), Tensor("x", "f32", ("m", "k")), Tensor("y", "f32", ("m", "n"))
 _W_BLOCKS, _VALUES = Tensor("w", "i8", ("row_bytes",)), Tensor("y", "", ("k",))
 _IDS, _ROWS = Tensor("ids", "i32", ("rows",)), Tensor("y", "", ("rows", "k"))
 # What is quantized, and into what.
-_UNPACKED, _IMATRIX = Tensor("x", "", ("rows", "k")), Tensor("imatrix", "f32", ("k",))
+_UNPACKED, _IMATRIX = Tensor("x", "f32", ("rows", "k")), Tensor("imatrix", "f32", ("k",))
 _PACKED = Tensor("w", "i8", ("rows", "row_bytes"))
 _Q8_1 = Tensor("y", "i8", ("m", "q8_blocks", 36))  # GGML's blocks
 # The activations between two kernels, as q8: int8 values; for each 32 of them the f32 scale and the sums of the first and last 16 values
@@ -209,7 +209,7 @@ OPS: dict[str, Op] = {
             ),
         ),
         *(
-            Op(kernel.name, kernel.reads, kernel.sizes, kernel.writes, "dtype", (Variant(DTYPES, _WEIGHTS, ((kernel,),)),))
+            Op(kernel.name, kernel.reads, kernel.sizes, kernel.writes, "dtype", (Variant(("f32",), _WEIGHTS, ((kernel,),)),))
             for kernel in (QUANTIZE, QUANTIZE_IMATRIX, SET_ROWS)
         ),
         Op(

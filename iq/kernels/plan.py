@@ -15,7 +15,7 @@ from iq.targets import Target
 
 @dataclass(frozen=True)
 class Dispatch:
-    """A kernel with its schedule and the element type that its key names ("" where it takes none of it). Keys that need the same share it.
+    """A kernel with its schedule and the element type of its results ("" where it has only one). Keys that need the same one share it.
 
     constants: numbers that dims of its tensors name.
     """
@@ -56,5 +56,5 @@ def plan(spec: KernelSpec, target: Target) -> tuple[Dispatch, ...]:
 def _dispatch(kernel: Kernel, spec: KernelSpec, target: Target, fmt: type[Format], m: int) -> Dispatch:
     schedules = kernel.schedules(target, fmt, m)
     schedule = next((s for s in schedules if s.key == spec.schedule), schedules[0])
-    takes_dtype = any(not tensor.dtype for tensor in (*kernel.reads, *kernel.writes))
+    takes_dtype = any(not tensor.dtype for tensor in kernel.writes)
     return Dispatch(kernel, schedule, spec.dtype or "" if takes_dtype else "", tuple(schedule.constants(target, fmt).items()))

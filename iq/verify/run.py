@@ -168,8 +168,7 @@ def run(device: RuntimeDevice, spec: KernelSpec, case: Case) -> tuple[list[Array
 
     Raises IqError when the kernel cannot be had, or fails.
     """
-    # uint16 are the bits of bf16.
-    inputs = [device.put(a.view(np.uint8)).view("bf16") if a.dtype == np.uint16 else device.put(a) for a in case.inputs]
+    inputs = [device.put(array) for array in case.inputs]
     outputs, wholes = [], []
     for shape, dtype in case.outputs:
         nbytes = math.prod(shape) * dtype_of(dtype).itemsize
