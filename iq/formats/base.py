@@ -91,6 +91,11 @@ class Format:
         raise NotImplementedError
 
     @classmethod
+    def set_blocks(cls, blocks: Floats) -> Bytes:
+        """As quantize_blocks without weights, but to the bytes of ggml's from_float, which its set_rows takes: most formats' are the same."""
+        return cls.quantize_blocks(blocks, None)
+
+    @classmethod
     def dequantize_blocks(cls, packed: Bytes) -> Floats:
         """Dequantize uint8[n, type_size] to f32[n, block_size], bit for bit as ggml does."""
         raise NotImplementedError
