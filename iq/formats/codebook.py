@@ -170,6 +170,7 @@ class MXFP4(Format):
     """
 
     name, type = "mxfp4", 39
+    quantizer = "mxfp4"
     block_size, type_size = 32, 17
     signed = True
     sub_block, interleave = 32, 32
@@ -207,6 +208,7 @@ class NVFP4(Format):
     """
 
     name, type = "nvfp4", 40
+    quantizer = "nvfp4"
     block_size, type_size = 64, 36
     signed = True
     sub_block, interleave = 16, 16

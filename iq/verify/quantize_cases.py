@@ -43,7 +43,7 @@ def _weights(fmt: type[Format], rng: np.random.Generator) -> Iterator[tuple[str,
     yield "one block", rng.standard_normal((1, block), dtype=np.float32)
     yield "normal", rng.standard_normal((2, (2080 // block | 1) * block), dtype=np.float32)
     yield "heavy tails", rng.standard_t(2, (1, 3 * block)).astype(np.float32)
-    yield "edges", _edges(max(block, 160), rng)
+    yield "edges", _edges(-(-160 // block) * block, rng)
 
 
 def _quantize(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
