@@ -233,10 +233,10 @@ DEQUANTIZE_MUL_MAT_VEC: dict[str, tuple[VecSchedule, ...]] = {
 # the wave loads, and take registers. On an H200, in five formats at 32768 x 8192, 4 rows took 0.24 to 0.50 of the time of one with M = 8;
 # with M = 2 q8_0 does best with 1. On AMD by counting: instructions of the loop per 32 weights and row of activations, and waves that a
 # SIMD has room for. gfx1100, M = 8, with 1, 2, 4 rows: q4_0 23.2, 18.2, 15.3 (12, 12, 9 waves), q4_K 24.4, 20.8, 18.4 (12, 10, 6), q6_K
-# 29.0, 23.9 (9, 7), which spills with 4, as do q2_K, q3_K, iq1_m and on gfx1201 tq1_0 (8, 26, 20 and 3 VGPRs). gfx942: q4_0 20.0, 15.7, 14.0
-# (5, 4, 4), q4_K 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken where they save a tenth and do not halve the waves; with M = 8, where
-# instructions set the pace, not memory, also where they do. On gfx1030 tq1_0, iq2_xs, iq2_s and iq1_m spill with 4 (8, 29, 7 and 4 VGPRs).
-# Kernels for CPUs take a row at a time.
+# 29.0, 23.9 (9, 7), which spills with 4, as do q2_K, q3_K, iq1_m and on gfx1201 tq1_0 (8, 26, 20 and 3 VGPRs). gfx942: q4_0 20.0, 15.7,
+# 14.0 (5, 4, 4), q4_K 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken where they save a tenth and do not halve the waves; with M = 8,
+# where instructions set the pace, not memory, also where they do. On gfx1030 tq1_0, iq2_xs, iq2_s and iq1_m spill with 4 (8, 29, 7 and 4
+# VGPRs). Kernels for CPUs take a row at a time.
 _TWO_AT_MOST = {1: 1, 8: 2}
 MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {
     "rocm": {"": {1: 1, 4: 2, 8: 4}},
