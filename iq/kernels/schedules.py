@@ -253,15 +253,16 @@ DEQUANTIZE_MUL_MAT_VEC: dict[str, tuple[VecSchedule, ...]] = {
 # with M = 2 q8_0 does best with 1. On AMD by counting: instructions of the loop per 32 weights and row of activations, and waves that a
 # SIMD has room for. gfx1100, M = 8, with 1, 2, 4 rows: q4_0 23.2, 18.2, 15.3 (12, 12, 9 waves), q4_K 24.4, 20.8, 18.4 (12, 10, 6), q6_K
 # 29.0, 23.9 (9, 7), which spills with 4, as do q2_K, q3_K, iq1_m and on gfx1201 tq1_0 (8, 26, 20 and 3 VGPRs). gfx942: q4_0 20.0, 15.7,
-# 14.0 (5, 4, 4), q4_K 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken where they save a tenth and do not halve the waves; with M = 8, where
-# instructions set the pace, not memory, also where they do. On gfx1030 iq2_xs, iq2_s and iq1_m spill with 4 (29, 7 and 4 VGPRs). Kernels
-# for CPUs take a row at a time.
+# 14.0 (5, 4, 4), q4_K 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken where they save a tenth and do not halve the waves; with M = 8,
+# where instructions set the pace, not memory, also where they do. On gfx1030 tq1_0, iq2_xs, iq2_s and iq1_m spill with 4 (8, 29, 7 and 4
+# VGPRs). Kernels for CPUs take a row at a time.
 _TWO_AT_MOST = {1: 1, 8: 2}
 MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {
     "rocm": {"": {1: 1, 4: 2, 8: 4}},
     "gfx90a": {"": {1: 1, 4: 2, 8: 4}, "q5_k": {2: 1, 4: 2, 8: 4}, "q6_k": {2: 1, 8: 2}},
     "gfx1010": {"": {8: 1}},  # without v_dot4 bytes are taken apart in registers: q6_K spills with 2 rows
-    "gfx1030": {"": {1: 1, 4: 2, 8: 4}} | dict.fromkeys(("q5_k", "q6_k", "iq4_xs", "nvfp4", "iq2_xs", "iq2_s", "iq1_m"), _TWO_AT_MOST),
+    "gfx1030": {"": {1: 1, 4: 2, 8: 4}}
+    | dict.fromkeys(("q5_k", "q6_k", "tq1_0", "iq4_xs", "nvfp4", "iq2_xs", "iq2_s", "iq1_m"), _TWO_AT_MOST),
     "gfx1100": {"": {1: 1, 4: 2, 8: 4}} | dict.fromkeys(("q4_0", "q2_k", "q3_k", "q6_k", "tq1_0", "iq1_m"), _TWO_AT_MOST),
     "cuda": {"": {1: 1, 2: 2, 8: 4}, "q8_0": {2: 1, 8: 4}},
 }
