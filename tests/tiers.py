@@ -28,7 +28,8 @@ EMULATED = ROCM if NAMED == "all" else NAMED.split(",")
 
 def decode_shape(fmt: type[Format]) -> Hashable:
     """What the code that decodes weights follows from; formats of equal shape differ in where their bytes lie."""
-    return fmt.kind, fmt.sub_block, fmt.interleave, fmt.zero != 0, fmt.signed, fmt.mins
+    entries = tuple(table.shape[1:] for table in fmt.tables().values())
+    return fmt.kind, fmt.sub_block, fmt.interleave, fmt.zero != 0, fmt.signed, fmt.mins, entries
 
 
 # The first format of each decode shape.
@@ -44,12 +45,13 @@ def _row(target: Target) -> Target:
 DISTINCT = list({_row(t): t for t in sorted(TARGETS.values(), key=lambda t: t.id in GENERATIONS)}.values())
 
 # Modules to look at, not to run: targets and formats. Those that are emulated, and of each other target with kernels of its own one, of
-# another decode shape each; gfx90a has those of gfx942, and fewer registers.
+# quantized weights in another decode shape each; gfx90a has the kernels of gfx942, and fewer registers.
+_QUANTIZED = [name for name in REPRESENTATIVES if FORMATS[name].kind == "weights"]
 MODULES = [(TARGETS[id], FORMATS[name]) for id in EMULATED for name in FORMATS]
 MODULES += [
-    (target, FORMATS[REPRESENTATIVES[n % len(REPRESENTATIVES)]])
+    (target, FORMATS[_QUANTIZED[n % len(_QUANTIZED)]])
     for n, target in enumerate(
-        (t for t in (TARGETS["gfx90a"], *DISTINCT) if t.family == "rocm" and t.id not in EMULATED), start=REPRESENTATIVES.index("q4_k")
+        (t for t in (TARGETS["gfx90a"], *DISTINCT) if t.family == "rocm" and t.id not in EMULATED), start=_QUANTIZED.index("q4_k")
     )
 ]
 

@@ -268,8 +268,9 @@ class IQ3_S(SignedGrid):
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
-        """To ggml's bytes, which are not right where 32 weights of a block are 0 and later ones are not: quantize_row_iq3_s_impl leaves its
-        pointers to low bytes and signs where they are then, so that those of the later weights come too early, and their ninth bits do not.
+        """To ggml's bytes, which are not right where 32 weights of a block are 0 and later ones are not: quantize_row_iq3_s_impl then
+        leaves its pointers to low bytes and signs where they are, so that those of the later weights come too early, and their ninth bits
+        do not.
         """
         packed = super().quantize_blocks(blocks, weights)
         zero = ~blocks.reshape(-1, 8, 32).any(axis=2)
