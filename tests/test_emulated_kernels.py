@@ -7,6 +7,7 @@ import pytest
 
 # The very same tests, with this module's device.
 from test_candle import test_rocm_mm_q8_1, test_rocm_mm_q8_1_pad, test_rocm_mmv_q8_1, test_rocm_quantize_q8_1
+from test_moe import check_shape
 from tiers import EMULATED
 
 import iq
@@ -43,3 +44,9 @@ def test_kernels(environment, tmp_path, target, fmt):
 @pytest.fixture(scope="module", params=EMULATED)
 def device(environment, request):
     return iq.Device(f"emulated:{request.param}")
+
+
+@pytest.mark.parametrize(("e", "each", "tokens"), [(8, 1, 1), (4, 2, 5), (8, 4, 17)])
+def test_experts_in_shapes_of_llama_cpp(device, rng, e, each, tokens):
+    """The last has a matvec for no pick: they are grouped."""
+    check_shape(device, FORMATS["q4_k"], rng, e, each, tokens)

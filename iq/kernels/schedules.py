@@ -325,8 +325,8 @@ GROUPED_MUL_MAT_FLOAT: dict[str, MatrixSchedule] = {
 # Picks for each expert, on average, above which they are grouped. By counting bytes of weights: a matvec a pick reads an expert's matrix
 # for each pick, r times for r picks of each expert; tiles read those of the experts that have a pick once, 1 - e^-r of them. That is 1.6
 # times as much at r = 1 and 4.1 times at r = 4, where a matvec reads at most three times as fast as tiles that are mostly empty. On CPUs a
-# tile of 8 costs the same however few are in it: measured (16 experts, 1024 x 1024, q4_K, q8_0, f16), matvecs took 0.2 to 0.8 of the time
-# for r up to 4, as long for 8, and 1 to 2 times as long for 16.
+# tile of 8 picks costs the same however few are in it: on one with VNNI, weights in its cache (8 experts, 512 x 512), matvecs took 0.4 to
+# 0.7 of the time for r = 3, for r = 8 1.3 (q4_K), 0.9 (q6_K, q8_0) and 0.6 (f16).
 PICKS_TO_GROUP: dict[str, int] = {"rocm": 3, "cuda": 3, "cpu": 8}
 # The most experts that are grouped: two numbers in LDS for each.
 MOST_EXPERTS = 1024
