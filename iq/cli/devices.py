@@ -26,8 +26,9 @@ class Found(msgspec.Struct):
 
     id: what artifacts are matched against. description: its maker's name of it. memory_total, memory_free: in bytes, None where it does not
     say. target: the target that iq compiles for it, "" where there is none. bundle: the target in the bundle that it would get, "" where
-    there is none, None where no bundle is named. library: the driver that it was found with. requires: on a CPU, for each target of its instruction set whether it
-    has what the target takes: "" where it has, else the instruction sets that it lacks. problem: why it cannot be used, or has no kernels.
+    there is none, None where no bundle is named. library: the driver that it was found with. requires: on a CPU, for each target of its
+    instruction set whether it has what the target takes: "" where it has, else what it lacks. problem: why it cannot be used, or has no
+    kernels.
     """
 
     device: str
