@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from functools import lru_cache
 from types import EllipsisType
-from typing import Any, NamedTuple, NoReturn, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from iq import formats, torch_tensors
+from iq import quantizing, torch_tensors
 from iq.device import default_device, device_named
-from iq.errors import DeviceError, DtypeError, FormatError, LayoutError, RowIndexError, ShapeError
+from iq.errors import DeviceError, DtypeError, FormatError, LayoutError, ShapeError
 from iq.formats import Format, format_of
 from iq.kernels import DTYPES, KernelSpec, Problem, choose
+from iq.moe import moe
+from iq.operands import check_activations, ids_on_host, put, put_ids, refuse_out, widen
 from iq.runtime.arrays import Array, Bytes, check_array, check_shape, check_sizes
 from iq.runtime.backend import Prepared
 from iq.runtime.buffer import Buffer
@@ -31,7 +34,8 @@ from iq.torch_tensors import SPARE_BYTES, is_tensor
 class QTensor:
     """A weight in one of GGML's formats, on a device, in GGML's own layout: f32 [N, K] quantized row by row.
 
-    shape: (N, K); also (K,), which ops take as one row, and (E, N, K), which is only stored for now.
+    shape: (N, K); also (K,), which ops take as one row, and (E, N, K), matrices of experts: `moe` multiplies with those that tokens pick,
+    `w[e]` is one of them, and dequantize and get_rows take it as E * N rows.
     format: the format's name ("q4_k"). device: where it lives. nbytes: bytes of the GGML blocks. None of these can be set.
     """
 
@@ -47,16 +51,24 @@ class QTensor:
         self._products: dict[tuple[tuple[tuple[int, ...], str, bool], str | None], _Product] = {}
 
     @classmethod
-    def quantize(cls, array: ArrayLike, format: str, device: Device | str | None = None, imatrix: ArrayLike | None = None) -> QTensor:
-        """Quantize f32 [N, K], [K] or [E, N, K] on the host, then upload it.
+    def quantize(cls, array: Any, format: str, device: Device | str | None = None, imatrix: Any = None, stream: Any = None) -> QTensor:
+        """Quantize [N, K], [K] or [E, N, K], to ggml's bytes.
 
+        array: f32, f16 or f64 of the host, quantized on the device if it is large and the device has the kernels, else on the host; or f32,
+        f16 or bf16 on a device, a buffer or another library's (with `__dlpack__`), quantized where it lies and not looked through for NaN.
         imatrix: f32 [K], the importance of each column, as GGML's.
-        device: a Device, or the name of one ("hip:1"; the same device for every tensor that names it), or None for the default device.
-        Raises FormatError, ShapeError, DtypeError or DeviceError.
+        device: a Device, or the name of one ("hip:1"; the same device for every tensor that names it), or None for the default device, or
+        the one that the array lies on. stream: see `iq.Device`; used for what lies on a device.
+        Raises FormatError, ShapeError, DtypeError or DeviceError, or for want of a kernel BundleError or CompileError.
         """
         fmt = weights_format(format)
-        shape = _check_weights_shape(np.shape(array), fmt)
-        return cls.from_bytes(formats.quantize(array, fmt.name, imatrix), fmt.name, shape, device)
+        if (lies := quantizing.device_of(array)) is None:
+            shape = _check_weights_shape(np.shape(array), fmt)
+            on = _device(device)
+            return cls.from_bytes(quantizing.quantize_for(on, array, fmt, imatrix), fmt.name, shape, on)
+        on = lies if device is None else _device(device)
+        x = put(array, on, "quantize", stream)
+        return cls(quantizing.quantize_there(x, fmt, imatrix, stream), fmt, _check_weights_shape(x.shape, fmt))
 
     @classmethod
     def from_bytes(
@@ -119,6 +131,19 @@ class QTensor:
         """A copy of the GGML blocks on the host: uint8 [..., bytes of a row]."""
         return self._packed.numpy().reshape(*self.shape[:-1], self._format.row_bytes(self.shape[-1]))
 
+    def __getitem__(self, expert: int) -> QTensor:
+        """One matrix [N, K] of a weight [E, N, K], which shares its memory. A negative number counts from the end.
+
+        Raises IndexError for an expert that there is none of, ShapeError for a weight of another shape, LayoutError where the matrix does
+        not start on the boundary that kernels need.
+        """
+        experts, n, k = self._experts("w[e]")
+        number = range(experts)[operator.index(expert)]
+        nbytes = n * self._format.row_bytes(k)
+        matrix = self._packed.reshape(-1)[number * nbytes : (number + 1) * nbytes]
+        matrix.check_aligned()
+        return QTensor(matrix, self._format, (n, k))
+
     # ---- Ops
 
     @overload
@@ -143,24 +168,23 @@ class QTensor:
         if not isinstance(x, Buffer) or x.device is not device:
             if is_tensor(x):
                 return torch_tensors.matmul(self, packed, x, via, out, stream)
-            x = _put(x, device, "matmul", stream)
+            x = put(x, device, "matmul", stream)
         on = device.stream_of(stream)
         # What has been checked once for these shapes, dtypes and alignments is not checked again: a call costs little more than its launch.
         product = self._products.get((x.layout, via)) or self._product(x, via, on)
         if out is None:
             out = device.empty(product.shape, _F32, on)
         elif not isinstance(out, Buffer) or out.layout != product.out or out.device is not device or out.overlaps(x, packed):
-            self._refuse_out(out, product.shape, x)
+            refuse_out("matmul", out, product.shape, device)
         if product.prepared is None:
             out.fill_zero(stream=stream)
         else:
-            product.prepared.launch((packed, _widen(x, stream) if product.widen else x, out), on)
+            product.prepared.launch((packed, widen(x, stream) if product.widen else x, out), on)
         return out
 
     def _product(self, x: Buffer, via: str | None, stream: Any) -> _Product:
         """The kernel that multiplies with x of a shape and dtype, prepared."""
-        if x.element not in _ACTIVATIONS:
-            raise DtypeError(f"matmul: x holds {x.element}, it takes {', '.join(_ACTIVATIONS)}")
+        check_activations(x, "matmul")
         result, prepared = self.product(x.shape, via)
         x.check_aligned()
         if len(self._products) >= _PRODUCTS_KEPT:
@@ -170,15 +194,29 @@ class QTensor:
 
     def product(self, shape: tuple[int, ...], via: str | None) -> tuple[tuple[int, ...], Prepared | None]:
         """For this package: the shape of the product with f32 of a shape, and its kernel; None where there is nothing to add up."""
-        n, k = self._matrix("matmul")
+        if len(self.shape) > 2:
+            raise ShapeError(f"matmul: takes a weight of shape (N, K) or (K,), this one has {self.shape}; w[e] is one of its matrices")
+        n, k = self._rows("matmul")
         if len(shape) < 1 or shape[-1] != k:
             raise ShapeError(f"matmul: x has shape {tuple(shape)}, the weight {self.shape}; the last axis of x must be {k}")
         result, m = (*shape[:-1], n), math.prod(shape[:-1])
         return result, prepare(self._format, self.device, m, n, k, via) if m * n * k else None
 
+    def moe(self, x: Any, ids: ArrayLike | Buffer | Any, via: str | None = None, out: Buffer | None = None, stream: Any = None) -> Buffer:
+        """The matrices of this [E, N, K] that tokens pick, times their activations: a Buffer, f32 [..., picks, N] on the device.
+
+        ids: integers [..., picks], the experts that each token picks. x: [..., 1, K], a row of activations for all picks of a token, or
+        [..., picks, K], one for each; else x, via, out and stream are as for `matmul`. Few picks take a matvec each, more are grouped by
+        expert on the device (see `iq.kernels.choose`). The ids are copied to the host, which waits for a buffer's, and checked there.
+        Raises RowIndexError for an expert that there is none of, naming the first, and what `matmul` raises.
+        """
+        experts = self._experts("moe")
+        self._rows("moe")
+        return moe(self._packed, self._format, experts, x, ids, via, out, stream)
+
     def dequantize(self, dtype: Any = "float32", stream: Any = None) -> Buffer:
         """The weights as numbers: f32, f16 or bf16 of this shape. Raises ShapeError or DtypeError."""
-        n, k = self._matrix("dequantize")
+        n, k = self._rows("dequantize")
         element = _output_dtype(dtype, "dequantize")
         out = self.device.alloc(self.shape, element, stream=stream)
         if blocks := n * k // self._format.kernel_block_weights():
@@ -186,50 +224,51 @@ class QTensor:
         return out
 
     def get_rows(self, ids: ArrayLike | Buffer | Any, dtype: Any = "float32", stream: Any = None) -> Buffer:
-        """Rows of this [N, K] as numbers: f32, f16 or bf16 [..., K] for integer ids [...].
+        """Rows of this [N, K] as numbers: f32, f16 or bf16 [..., K] for integer ids [...]. Of [E, N, K], row n of expert e is e * N + n.
 
         The ids are copied to the host, which waits for a buffer's, and checked there; the kernel gets the copy that was checked.
         Raises RowIndexError for an id outside the tensor, naming the first, ShapeError or DtypeError.
         """
-        n, k = self._matrix("get_rows")
+        n, k = self._rows("get_rows")
         element = _output_dtype(dtype, "get_rows")
-        # A copy in any case: another thread may write to the caller's ids, or the buffer's memory, after they have been checked.
-        held = ids.cpu().numpy() if is_tensor(ids) else ids
-        rows = _check_ids(held.numpy() if isinstance(held, Buffer) else np.array(held), n)
+        rows = ids_on_host(ids, n, "get_rows", "rows")
         out = self.device.alloc((*rows.shape, k), element, stream=stream)
         if out.size:
-            on_device = self.device.put(np.ascontiguousarray(rows, dtype=np.int32), copy=None, stream=stream)
             sizes = {"rows": rows.size, "blocks": k // self._format.kernel_block_weights()}
-            self._kernel("get_rows", element)((self._packed, on_device), sizes, (out,), stream)
+            self._kernel("get_rows", element)((self._packed, put_ids(rows, self.device, stream)), sizes, (out,), stream)
         return out
+
+    def set_rows(self, ids: ArrayLike | Buffer | Any, x: Any, stream: Any = None) -> None:
+        """Quantize rows of numbers into rows of this [N, K], as a cache of keys and values takes them: self[ids[i]] = x[i].
+
+        ids: integers [...], each of them once; copied to the host and checked there, as in `get_rows`. x: f32, f16 or bf16 [..., K], as for
+        `matmul`. Formats with blocks of 32 weights at most have this, and plain floats. Other rows are left as they are.
+        Raises RowIndexError for an id outside the tensor or one that comes twice, FormatError, ShapeError, DtypeError, LayoutError or
+        DeviceError.
+        """
+        n, k = self._rows("set_rows")
+        quantizing.set_rows(self._packed, self._format, n, k, ids, x, stream)
 
     def _kernel(self, op: str, variant: str) -> Kernel:
         return self.device.library.kernel(KernelSpec.of(op, self.format, variant))
 
-    def _matrix(self, op: str) -> tuple[int, int]:
-        """N and K. Raises ShapeError for a tensor of more axes, or one too large for kernels."""
-        if len(self.shape) > 2:
-            raise ShapeError(f"{op}: takes a weight of shape (N, K) or (K,), this one has {self.shape}")
-        n, k = (1, *self.shape)[-2:]
+    def _rows(self, op: str) -> tuple[int, int]:
+        """How many rows there are, and K. Raises ShapeError for rows that kernels do not take."""
+        *rows, k = self.shape
         if k % self._format.kernel_block_weights():
             raise ShapeError(
                 f"{op}: kernels take {self.format} rows in multiples of {self._format.kernel_block_weights()} weights, "
                 f"this one has {self.shape}"
             )
         check_sizes(op, K=k)
-        return n, k
+        return math.prod(rows), k
 
-    def _refuse_out(self, out: Any, shape: tuple[int, ...], x: Buffer) -> NoReturn:
-        if not isinstance(out, Buffer):
-            raise DtypeError(f"matmul: out is a buffer of the weight's device, got {type(out).__name__}")
-        if out.shape != shape:
-            raise ShapeError(f"matmul: out has shape {out.shape}, the result has {shape}")
-        if out.element != "f32":
-            raise DtypeError(f"matmul: out holds {out.element}, the result is f32")
-        if out.device is not self.device:
-            raise DeviceError(f"matmul: out is on {out.device!r}, the weight on {self.device!r}")
-        out.check_aligned()
-        raise LayoutError("matmul: out shares memory with x or the weight, which are still read while it is written")
+    def _experts(self, op: str) -> tuple[int, int, int]:
+        """E, N and K. Raises ShapeError for a weight that is no matrices of experts."""
+        if len(self.shape) != 3:
+            raise ShapeError(f"{op}: takes a weight of shape (E, N, K), this one has {self.shape}")
+        experts, n, k = self.shape
+        return experts, n, k
 
 
 def quantize_q8_1(x: Array | Buffer, device: Device | str | None = None, padding: int = 512, stream: Any = None) -> Buffer:
@@ -242,7 +281,7 @@ def quantize_q8_1(x: Array | Buffer, device: Device | str | None = None, padding
     if not isinstance(padding, int) or padding < 1 or padding % fmt.block_size:
         raise ShapeError(f"quantize_q8_1: padding {padding} is no multiple of {fmt.block_size}")
     on = x.device if device is None and isinstance(x, Buffer) else _device(device)
-    buffer = _put(x, on, "quantize_q8_1", stream)
+    buffer = put(x, on, "quantize_q8_1", stream)
     if buffer.element != "f32":
         raise DtypeError(f"quantize_q8_1: x holds {buffer.element}, it takes f32")
     if buffer.ndim != 2:
@@ -269,9 +308,6 @@ class _Product(NamedTuple):
     widen: bool
 
 
-# Element types of activations: f16 and bf16 are made f32.
-_ACTIVATIONS = ("f32", "f16", "bf16")
-
 _F32 = ELEMENTS["f32"]
 
 # Products that a weight keeps prepared: models call with the same shapes again and again.
@@ -287,28 +323,6 @@ def prepare(format: type[Format], device: Device, m: int, n: int, k: int, via: s
 @lru_cache(4096)  # the weights of a model's layers have the same shapes
 def _chosen(format: str, target: Target, problem: Problem, via: str | None) -> KernelSpec:
     return choose("mul_mat", format_of(format), target, problem, via).spec
-
-
-def _widen(x: Buffer, stream: Any) -> Buffer:
-    """f16 or bf16 activations as f32, flat or not: exact."""
-    wide = x.device.alloc(x.shape, "f32", stream=stream)
-    # Rows are whole blocks of weights, so the elements are a multiple of the 8 that the kernel takes together.
-    blocks = x.size // format_of(x.element).kernel_block_weights()
-    if blocks:
-        spec = KernelSpec("dequantize", x.element, dtype="f32")
-        x.device.library.kernel(spec)((x.view("u8"),), {"blocks": blocks}, (wide,), stream)
-    return wide
-
-
-def _put(x: Any, device: Device, op: str, stream: Any) -> Buffer:
-    """x as a buffer on the device that kernels can take; only for as long as the caller holds x."""
-    if not isinstance(x, Buffer):
-        if not isinstance(x, np.ndarray) and hasattr(x, "__dlpack__"):
-            return device.borrow(x, stream)
-        return device.put(check_array(x, op), copy=None, stream=stream)
-    if x.device is not device:
-        raise DeviceError(f"{op}: x is on {x.device!r}, not on {device!r}; cross through the host: put(x.numpy())")
-    return x
 
 
 def _take_packed(packed: Any, fmt: type[Format], device: Device | str | None, copy: bool | None) -> Buffer:
@@ -352,16 +366,6 @@ def _output_dtype(dtype: Any, op: str) -> str:
     if element not in DTYPES:
         raise DtypeError(f"{op}: writes {', '.join(DTYPES)}, not {element}")
     return element
-
-
-def _check_ids(ids: Array, n: int) -> Array:
-    if ids.dtype.kind not in "iu" and ids.size:
-        raise DtypeError(f"get_rows: ids are integers, got {ids.dtype}")
-    bad = np.flatnonzero((ids < 0) | (ids >= n))
-    if bad.size:
-        where = tuple(int(i) for i in np.unravel_index(bad[0], ids.shape))
-        raise RowIndexError(f"get_rows: id {ids[where]} at {where} is outside the tensor's {n} rows")
-    return ids
 
 
 def _device(device: Device | str | None) -> Device:

@@ -18,6 +18,8 @@ ROOMS = (
     ("emulator",),
     ("device",),
     ("torch_tensors",),
+    ("operands",),
+    ("moe", "quantizing"),
     ("qtensor",),
     ("gguf", "verify", "bench"),
     ("cli", "torch"),

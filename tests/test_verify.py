@@ -26,9 +26,11 @@ from iq.kernels import KernelSpec
 from iq.kernels.ops import SCALE_ROWS
 from iq.targets import TARGETS
 from iq.verify import report as reports
-from iq.verify.cases import LANES, THREAD_VALUES, THREADS, Check, cases
+from iq.verify.case import Check
+from iq.verify.cases import cases
 from iq.verify.devices import APPROXIMATIONS, EMULATED, Opened, open_real
 from iq.verify.peaks import PEAKS, Work, roofline
+from iq.verify.products import LANES, THREAD_VALUES, THREADS
 from iq.verify.results import TargetReport
 from iq.verify.run import run, verify, verify_bundle
 

@@ -28,7 +28,8 @@ EMULATED = ROCM if NAMED == "all" else NAMED.split(",")
 
 def decode_shape(fmt: type[Format]) -> Hashable:
     """What the code that decodes weights follows from; formats of equal shape differ in where their bytes lie."""
-    return fmt.kind, fmt.sub_block, fmt.interleave, fmt.zero != 0, fmt.signed, fmt.mins
+    entries = tuple(table.shape[1:] for table in fmt.tables().values())
+    return fmt.kind, fmt.sub_block, fmt.interleave, fmt.zero != 0, fmt.signed, fmt.mins, entries
 
 
 # The first format of each decode shape.

@@ -50,8 +50,8 @@ typedef struct { const char *size; int32_t number; } iq_dim;
 /* A flat tensor; as many elements as the product of its dims. */
 typedef struct { const char *name, *type; int element_bytes, dim_count; iq_dim dims[IQ_MOST_DIMS]; } iq_tensor;
 
-/* A size that is `times` the size `of` for every `over`, rounded up. */
-typedef struct { const char *name, *of; int32_t times, over; } iq_derived;
+/* A size that is `times` the size `of` for every `over`, rounded up, and the size `plus` on top where that is not NULL. */
+typedef struct { const char *name, *of; int32_t times, over; const char *plus; } iq_derived;
 
 typedef struct { const char *size; int32_t tile; } iq_axis;
 
@@ -99,7 +99,7 @@ static inline int64_t iq_size(const iq_kernel *kernel, const int32_t *sizes, con
   for (i = 0; i < kernel->derived_count; i++)
     if (!strcmp(kernel->derived[i].name, name)) {
       const iq_derived *d = &kernel->derived[i];
-      return (d->times * iq_size(kernel, sizes, d->of) + d->over - 1) / d->over;
+      return (d->times * iq_size(kernel, sizes, d->of) + d->over - 1) / d->over + (d->plus ? iq_size(kernel, sizes, d->plus) : 0);
     }
   return -1;
 }
@@ -193,13 +193,13 @@ def header(target: str, api: str, kernels: Sequence[tuple[str, str, Launches]]) 
 def _kernel(key: str, file: str, launches: Launches) -> str:
     tensors = (*launches.inputs, *launches.outputs, *launches.scratch)
     buffers = ",\n   ".join(map(_tensor, tensors))
-    derived = (f"{{{_text(d.name)}, {_text(d.of)}, {d.times}, {d.over}}}" for d in launches.derived)
+    derived = (f"{{{_text(d.name)}, {_text(d.of)}, {d.times}, {d.over}, {_text(d.plus) if d.plus else 'NULL'}}}" for d in launches.derived)
     dispatches = ",\n      ".join(map(_dispatch, launches.dispatches))
     lines = (
         f" {{{_text(key)}, {_text(file)}, {len(launches.inputs)}, {len(launches.outputs)}, {len(launches.scratch)}",
         f"{{{buffers}}}",
         f"{len(launches.sizes)}, {_list(map(_text, launches.sizes), 'NULL')}",
-        f"{len(launches.derived)}, {_list(derived, '{NULL, NULL, 0, 1}')}",
+        f"{len(launches.derived)}, {_list(derived, '{NULL, NULL, 0, 1, NULL}')}",
         f"{len(launches.dispatches)}, {{{dispatches}}}}}",
     )
     return ",\n  ".join(lines)

@@ -39,12 +39,13 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A size that follows from another one, `of`: `times` of it for every `over`, rounded up."""
+    """A size that follows from another one, `of`: `times` of it for every `over`, rounded up, plus the size `plus` if it names one."""
 
     name: str
     of: str
     times: int
     over: int = 1
+    plus: str = ""
 
 
 class Axis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +87,8 @@ class Launches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def all_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """The sizes of a call, and those that follow from them."""
-        return {**sizes, **{d.name: -(-d.times * sizes[d.of] // d.over) for d in self.derived}}
+        derived = {d.name: -(-d.times * sizes[d.of] // d.over) + (sizes[d.plus] if d.plus else 0) for d in self.derived}
+        return {**sizes, **derived}
 
     def problems(self) -> Iterator[str]:
         """What is wrong with it, in clauses."""
@@ -99,8 +101,9 @@ class Launches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.dispatches:
             yield "launches nothing"
         for d in self.derived:
-            if d.of not in given or not (0 < d.times < 1 << 31 and 0 < d.over < 1 << 31):
-                yield f"derives {d.name} from {d.times} {d.of}" + (f" for every {d.over}" if d.over != 1 else "")
+            if d.of not in given or not (0 < d.times < 1 << 31 and 0 < d.over < 1 << 31) or (d.plus and d.plus not in given):
+                more = f" for every {d.over}" if d.over != 1 else "", f", and {d.plus}" if d.plus else ""
+                yield f"derives {d.name} from {d.times} {d.of}" + "".join(more)
         for t in tensors:
             if t.dtype not in ITEMSIZES:
                 yield f"has {t.name} of {t.dtype}; expected {', '.join(ITEMSIZES)}"
@@ -160,7 +163,7 @@ def launches_of(spec: KernelSpec, target: Target, executable: Executable | None)
     used = {dim for t in (*inputs, *outputs, *scratch.values()) for dim in t.dims}
     used |= {name for d in dispatches for name in (*d.sizes, *(axis.size for axis in d.grid))}
     sizes = derived_sizes(FORMATS[spec.format], constants)
-    derived = tuple(Derived(name, d.of, d.times, d.over) for name, d in sizes.items() if name in used - set(op.sizes))
+    derived = tuple(Derived(name, d.of, d.times, d.over, d.plus) for name, d in sizes.items() if name in used - set(op.sizes))
     found = Launches(inputs, op.sizes, outputs, derived, tuple(scratch.values()), tuple(dispatches))
     if executable:
         found.check(executable)

@@ -19,6 +19,7 @@ from iq.bundle import Bundle, find, read_manifest
 from iq.cli.bench import bench_command
 from iq.cli.devices import devices_command
 from iq.cli.doctor import doctor_command
+from iq.cli.quantize import quantize_command
 from iq.cli.show import json_option, print_json, print_list, print_table, progress
 from iq.errors import BundleError, FormatError, IqError, KernelKeyError, NoArtifactError, ShapeError, TargetError
 from iq.extras import extra_of, install
@@ -61,7 +62,7 @@ def main() -> None:
     """GGML-quantized tensor ops: compile kernels, look at them, quantize models."""
 
 
-for _command in (bench_command, devices_command, doctor_command):
+for _command in (bench_command, devices_command, doctor_command, quantize_command):
     main.add_command(_command)
 
 
@@ -283,16 +284,17 @@ def targets_command(as_json: bool) -> None:
 @main.command("explain")
 @click.option("--format", "format_name", required=True, help="The weight's format.")
 @_target
-@click.option("--m", required=True, type=int, help="Rows of activations.")
+@click.option("--m", required=True, type=int, help="Rows of activations; with --experts, picks.")
 @click.option("--n", required=True, type=int, help="Rows of the weight.")
 @click.option("--k", required=True, type=int, help="Length of a row.")
+@click.option("--experts", default=0, help="Of so many weights, each pick takes one (QTensor.moe).")
 @click.option("--via", help="What the activations become: q8_1 or float; by default what format, target and shape suggest.")
 @json_option
-def explain_command(format_name: str, target: Target, m: int, n: int, k: int, via: str | None, as_json: bool) -> None:
+def explain_command(format_name: str, target: Target, m: int, n: int, k: int, experts: int, via: str | None, as_json: bool) -> None:
     """Which kernel multiplies a matrix, why, what else there is, and how it is laid over the target."""
     from iq.compile.explain import explain
 
-    explanation = explain(format_name, target, Problem(m, n, k), via)
+    explanation = explain(format_name, target, Problem(m, n, k, experts), via)
     if as_json:
         print_json(explanation)
         return
@@ -300,25 +302,6 @@ def explain_command(format_name: str, target: Target, m: int, n: int, k: int, vi
     print_table(
         [{"dispatch": d["name"], **{k: v for k, v in d.items() if k != "name"}} for d in map(dataclasses.asdict, explanation.dispatches)]
     )
-
-
-@main.command("quantize")
-@click.argument("source", metavar="IN.gguf", type=click.Path(path_type=Path))
-@click.argument("destination", metavar="OUT.gguf", type=click.Path(path_type=Path))
-@click.option("--type", "format_name", required=True, help="What to quantize to: q4_k, for example.")
-@json_option
-def quantize_command(source: Path, destination: Path, format_name: str, as_json: bool) -> None:
-    """Quantize the matrices of a GGUF file; tensors that are no f32, f16 or bf16 matrices of whole blocks are copied."""
-    from iq.gguf.convert import quantize_file
-
-    with progress() as step:
-        converted = quantize_file(source, destination, format_name, step)
-    if as_json:
-        print_json(converted)
-        return
-    quantized = sum(c.was != c.format for c in converted)
-    before, after = sum(c.bytes_before for c in converted), sum(c.bytes_after for c in converted)
-    click.echo(f"{destination}: {quantized} of {len(converted)} tensors quantized, {before} bytes of tensors now {after}")
 
 
 def _show_bundles(paths: Iterable[Path], as_json: bool) -> None:

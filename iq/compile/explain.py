@@ -34,15 +34,19 @@ class Explanation:
 
 
 def explain(format: str, target: Target, problem: Problem, via: str | None = None) -> Explanation:
-    """How a weight of [n, k] is multiplied with m rows of activations; `via` as in QTensor.matmul.
+    """How a weight of [n, k] is multiplied with m rows of activations, or those of experts for m picks; `via` as in QTensor.matmul.
 
     Raises FormatError for an unknown format or a `via` it does not have, ShapeError for sizes that it cannot have.
     """
     fmt = format_of(format)
     if problem.k % fmt.kernel_block_weights():
         raise ShapeError(f"{fmt.name} kernels take rows of a multiple of {fmt.kernel_block_weights()} weights, not K = {problem.k}")
-    choice = choose("mul_mat", fmt, target, problem, via)
-    sizes = all_sizes(fmt, {"m": problem.m, "n": problem.n, "blocks": problem.k // fmt.kernel_block_weights()})
+    choice = choose("mul_mat_id" if problem.experts else "mul_mat", fmt, target, problem, via)
+    given = {"m": problem.m, "n": problem.n, "blocks": problem.k // fmt.kernel_block_weights()}
+    if problem.experts:  # each pick with its own row of activations
+        given |= {"share": 1, "picks": problem.m, "experts": problem.experts}
+    planned = plan(choice.spec, target)
+    sizes = all_sizes(fmt, given, {name: number for dispatch in planned for name, number in dispatch.constants})
     dispatches = tuple(
         Dispatch(
             dispatch.name,
@@ -51,6 +55,6 @@ def explain(format: str, target: Target, problem: Problem, via: str | None = Non
             dispatch.schedule.threads(target.wave),
             dispatch.workgroups(sizes),
         )
-        for dispatch in plan(choice.spec, target)
+        for dispatch in planned
     )
     return Explanation(choice.spec.key, target.id, choice.why, choice.others, dispatches)

@@ -1,4 +1,4 @@
-"""How the fields of a block lie in its bytes: 16-bit floats, and quants of 4 bits. Blocks are rows of uint8 arrays."""
+"""How the fields of a block lie in its bytes: 16-bit floats, and quants of 4, 2 and 1 bits. Blocks are rows of uint8 arrays."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ Floats = NDArray[np.float32]
 
 # Bytes combined with Python's own integers are bytes too, but typed as any integer.
 FOUR, LOW = np.uint8(4), np.uint8(15)
+_PAIRS: Bytes = np.array([[0], [2], [4], [6]], np.uint8)
 
 
 def columns(values: Floats, members: int) -> Floats:
@@ -37,3 +38,25 @@ def unpack_nibbles(packed: Bytes, distance: int) -> Bytes:
     """u8[n, k / 2] -> u8[n, k]: the reverse of pack_nibbles."""
     halves = packed.reshape(len(packed), -1, 1, distance)
     return np.concatenate([halves & LOW, halves >> FOUR], axis=2).reshape(len(packed), -1)
+
+
+def pack_pairs(quants: Bytes, distance: int) -> Bytes:
+    """Quants below 4, u8[n, k] -> u8[n, k / 4]: weights i, i + distance, i + 2 distance and i + 3 distance in one byte, lowest first."""
+    fours = quants.reshape(len(quants), -1, 4, distance)
+    packed: Bytes = np.bitwise_or.reduce(fours << _PAIRS, axis=2)
+    return packed.reshape(len(quants), -1)
+
+
+def unpack_pairs(packed: Bytes, distance: int) -> Bytes:
+    """u8[n, k / 4] -> u8[n, k]: the reverse of pack_pairs."""
+    return (packed.reshape(len(packed), -1, 1, distance) >> _PAIRS & np.uint8(3)).reshape(len(packed), -1)
+
+
+def pack_bits(bits: Bytes, distance: int) -> Bytes:
+    """0 and 1, u8[n, k] -> u8[n, k / 8]: weights i, i + distance .. i + 7 distance in one byte, lowest first."""
+    return np.packbits(bits.reshape(len(bits), -1, 8, distance), axis=2, bitorder="little").reshape(len(bits), -1)
+
+
+def unpack_bits(packed: Bytes, distance: int) -> Bytes:
+    """u8[n, k / 8] -> u8[n, k]: the reverse of pack_bits."""
+    return np.unpackbits(packed.reshape(len(packed), -1, 1, distance), axis=2, bitorder="little").reshape(len(packed), -1)

@@ -22,10 +22,16 @@ Ints = NDArray[np.int32]
 GROUP_MAX_EPS = np.float32(1e-15)
 
 
-def sum_in_order(terms: Floats) -> Floats:
-    """Sum f32[members, groups] over members, one after another as a C loop does -> f32[groups]."""
+def sum_in_order(terms: Floats, start: float = 0.0) -> Floats:
+    """Sum f32[members, groups] over members, one after another as a C loop does -> f32[groups].
+
+    start: what the loop starts from; -0.0 where that is the first term: of zeros alone it tells the sign, which is stored.
+    """
     # numpy adds row to row, in order, unless the rows are a single element: then it sums the column pairwise.
-    total: Floats = np.add.accumulate(terms, axis=0)[-1] if terms.shape[1] == 1 else np.add.reduce(terms, axis=0)
+    if terms.shape[1] == 1:
+        last: Floats = np.add.accumulate(terms, axis=0)[-1] + np.float32(start)
+        return last
+    total: Floats = np.add.reduce(terms, axis=0, initial=start)
     return total
 
 
@@ -35,6 +41,20 @@ def nearest_int(values: Floats) -> Ints:
     The same as np.rint below 2^22; beyond, and for NaN and infinities, it is ggml's own number, which the bytes depend on.
     """
     return ((values + np.float32(12582912)).view(np.int32) & 0x7FFFFF) - 0x400000
+
+
+def roundf(values: Floats) -> Floats:
+    """Round half away from zero, as C's roundf. Overwrites `values`, which are a whole block's and in no other use."""
+    whole: Floats = np.trunc(values)
+    values -= whole
+    values *= np.float32(2)
+    whole += np.trunc(values, out=values)
+    return whole
+
+
+def times_inverse(values: Floats, scale: Floats) -> Floats:
+    """values times 1 / scale, or times 0 where the scale is 0."""
+    return values * np.where(scale != 0, np.float32(1) / scale, np.float32(0))
 
 
 def wrap(quants: Floats) -> Floats:
@@ -85,16 +105,47 @@ def make_qx_quants(x: Floats, nmax: int, weights: Floats | None) -> tuple[Floats
     return scale, quants.astype(np.int32)
 
 
-def make_qkx2_quants(x: Floats, weights: Floats, nmax: int, rmin: float, rdelta: float, nstep: int) -> tuple[Floats, Floats, Ints]:
-    """Find scales and mins: x ~ scale * quant - min, with quants in 0 .. nmax and min >= 0, by squared error.
+def make_q3_quants(x: Floats, nmax: int) -> tuple[Floats, Ints]:
+    """Find scales for weights centred on zero as make_qx_quants does, from one scale on, by moving one quant at a time (do_rmse).
+
+    x: f32[members, groups], its own importance as x * x. Returns the same as make_qx_quants.
+    """
+    top = np.take_along_axis(x, np.abs(x).argmax(axis=0, keepdims=True), axis=0)[0]
+    zeros = np.abs(top) < GROUP_MAX_EPS
+    w = x * x
+    wx = w * x
+    quants = np.clip(nearest_int(np.float32(-nmax) / top * x), -nmax, nmax - 1).astype(np.float32)
+    sum_lx, sum_l2 = sum_in_order(wx * quants), sum_in_order(w * quants * quants)
+    # ggml stops when a pass changes nothing; more passes would change nothing either.
+    for _ in range(5):
+        for wi, wxi, xi, quant in zip(w, wx, x, quants, strict=True):
+            rest_lx, rest_l2 = sum_lx - wxi * quant, sum_l2 - wi * quant * quant
+            new = np.clip(nearest_int(xi * rest_l2 / rest_lx), -nmax, nmax - 1).astype(np.float32)
+            changes = (rest_lx > 0) & (new != quant)
+            new_lx, new_l2 = rest_lx + wxi * new, rest_l2 + wi * new * new
+            better = changes & (new_l2 > 0) & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2)
+            quant[better] = new[better]
+            sum_lx, sum_l2 = np.where(better, new_lx, sum_lx), np.where(better, new_l2, sum_l2)
+    quants += np.float32(nmax)
+    quants[:, zeros] = 0
+    scale = np.where(~zeros & (sum_l2 > 0), sum_lx / sum_l2, np.float32(0))
+    return scale, quants.astype(np.int32)
+
+
+def make_qkx2_quants(
+    x: Floats, weights: Floats, nmax: int, rmin: float, rdelta: float, nstep: int, use_mad: bool = False
+) -> tuple[Floats, Floats, Ints]:
+    """Find scales and mins: x ~ scale * quant - min, with quants in 0 .. nmax and min >= 0, by squared (use_mad: absolute) error.
 
     x, weights: f32[members, groups]. Tries the inverse scales (nmax + rmin + rdelta * i) / range for i in 0 .. nstep.
     Returns scale f32[groups], min f32[groups] and the quants i32[members, groups].
     make_qkx3_quants is the same function when it is given weights, which its callers always do.
     """
-    low, top = np.minimum(x.min(axis=0), np.float32(0)), x.max(axis=0)
+    # Of zeros of either sign the first is ggml's min: q4_1 and q5_1 store it.
+    least, top = np.take_along_axis(x, x.argmin(axis=0, keepdims=True), axis=0)[0], x.max(axis=0)
+    low = np.where(least > 0, np.float32(0), least)
     peak = np.maximum(top, -low)
-    sum_w, sum_x = sum_in_order(weights), sum_in_order(weights * x)
+    sum_w, sum_x = sum_in_order(weights), sum_in_order(weights * x, start=-0.0)
     zero, limit = np.zeros_like(top), np.full_like(top, nmax)  # rows, as in make_qx_quants
     quants, terms, wl = np.empty_like(x), np.empty_like(x), np.empty_like(x)
 
@@ -110,17 +161,20 @@ def make_qkx2_quants(x: Floats, weights: Floats, nmax: int, rmin: float, rdelta:
         np.maximum(quants, zero, out=quants)
         np.minimum(quants, limit, out=quants)
 
-    def squared_error(scale: Floats, offset: Floats) -> Floats:
+    def error_of(scale: Floats, offset: Floats) -> Floats:
         np.multiply(scale, quants, out=terms)
         np.add(terms, offset, out=terms)
         np.subtract(terms, x, out=terms)
-        np.multiply(terms, terms, out=terms)
+        if use_mad:
+            np.abs(terms, out=terms)
+        else:
+            np.multiply(terms, terms, out=terms)
         return sum_in_order(np.multiply(weights, terms, out=terms))
 
     best_inverse, best_low = np.float32(nmax) / (top - low), low
-    scale, offset = np.float32(1) / best_inverse, low
+    scale, offset = np.float32(1) / best_inverse + np.float32(0), low  # + 0 turns -0 into 0: of zeros, top - low may be -0
     quantize(best_inverse, low)
-    best = squared_error(scale, offset)
+    best = error_of(scale, offset)
     for step in range(nstep + 1):
         inverse = (np.float32(rmin) + np.float32(rdelta) * np.float32(step) + np.float32(nmax)) / (top - offset)
         quantize(inverse, offset)
@@ -133,15 +187,16 @@ def make_qkx2_quants(x: Floats, weights: Floats, nmax: int, rmin: float, rdelta:
         positive = this_offset > 0
         this_scale = np.where(positive, sum_xl / sum_l2, this_scale)
         this_offset = np.where(positive, np.float32(0), this_offset)
-        error = squared_error(this_scale, this_offset)
+        error = error_of(this_scale, this_offset)
         better = (determinant > 0) & (error < best)
         best = np.where(better, error, best)
         scale = np.where(better, this_scale, scale)
         best_inverse, best_low = np.where(better, inverse, best_inverse), np.where(better, offset, best_low)
         offset = np.where(better, this_offset, offset)
     quantize(best_inverse, best_low)
-    # ggml returns early where all weights are equal; here that comes out as 1 / range infinite, scale 0, and no step with a determinant.
-    return scale, -offset, quants.astype(np.int32)
+    # ggml returns early where all weights are equal; here that comes out as 1 / range infinite and no step with a determinant. Zeros of
+    # either sign would give the scale one.
+    return np.where(top == low, np.float32(0), scale), -offset, quants.astype(np.int32)
 
 
 def make_qp_quants(x: Floats, nmax: int, weights: Floats) -> tuple[Floats, NDArray[np.uint8]]:

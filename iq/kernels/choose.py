@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from iq.errors import FormatError, KernelKeyError, ShapeError
 from iq.formats import Format
 from iq.kernels.ops import OPS
-from iq.kernels.schedules import MOST_VEC_COLUMNS, Schedule, VecSchedule, vec_columns
+from iq.kernels.schedules import MOST_EXPERTS, MOST_VEC_COLUMNS, Schedule, VecSchedule, picks_to_group, vec_columns
 from iq.kernels.spec import KernelSpec
 from iq.targets import Target
 
@@ -17,11 +17,12 @@ _MATVECS = {"q8_1": "mul_mat_vec", "float": "dequantize_mul_mat_vec"}
 
 @dataclass(frozen=True)
 class Problem:
-    """A product's shape: M rows of activations, a weight of N rows of K."""
+    """A product's shape: M rows of activations, a weight of N rows of K. experts: so many weights, of which M picks take one each; or 0."""
 
     m: int
     n: int
     k: int
+    experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,16 @@ class Choice:
 
 
 def choose(op: str, fmt: type[Format], target: Target, problem: Problem, via: str | None = None) -> Choice:
-    """The kernel that multiplies a weight with activations: today "mul_mat" is the one op that leaves a choice.
+    """The kernel that multiplies a weight ("mul_mat"), or those of the experts that are picked ("mul_mat_id"), with activations.
 
-    Up to 8 rows of activations take a matvec (candle's and llama.cpp's rule), more a mul_mat.
+    Up to 8 rows of activations take a matvec (candle's and llama.cpp's rule), more a mul_mat. Up to schedules.PICKS_TO_GROUP picks for each
+    expert take a matvec each, more are grouped by expert.
     via: "q8_1" quantizes the activations to q8_1, "float" keeps them; None takes q8_1 for matvecs and wherever the target has no matrix
     cores, else float. Plain formats only have "float".
     Raises KernelKeyError for another op, FormatError for a `via` that the format does not have, ShapeError for sizes below 1.
     """
-    if op != "mul_mat":
-        raise KernelKeyError(f"{op!r} leaves no choice of kernels; mul_mat does")
+    if op not in ("mul_mat", "mul_mat_id"):
+        raise KernelKeyError(f"{op!r} leaves no choice of kernels; mul_mat and mul_mat_id do")
     if via not in (None, "q8_1", "float"):
         raise FormatError(f"via={via!r}: expected 'q8_1', 'float' or None")
     quantized = fmt.kind == "weights"
@@ -50,7 +52,13 @@ def choose(op: str, fmt: type[Format], target: Target, problem: Problem, via: st
         raise FormatError(f"{fmt.name} weights are not quantized: via='q8_1' does not apply; use via='float'")
     if min(problem.m, problem.n, problem.k) < 1:
         raise ShapeError(f"no kernel multiplies M = {problem.m}, N = {problem.n}, K = {problem.k}: all must be positive")
-    matvec = problem.m <= MOST_VEC_COLUMNS
+    if op == "mul_mat_id":
+        if problem.experts < 1:
+            raise ShapeError("mul_mat_id: there are no experts to pick from")
+        matvec, by_size = _for_picks(target, problem)
+    else:
+        matvec = problem.m <= MOST_VEC_COLUMNS
+        by_size = f"M = {problem.m} is {'at most' if matvec else 'above'} {MOST_VEC_COLUMNS}"
     taken = via or ("q8_1" if quantized and (matvec or not target.matrix_cores) else "float")
     if via or not quantized:
         reason = f"via {taken}, as asked" if via else f"via float: {fmt.name} is not quantized"
@@ -59,15 +67,29 @@ def choose(op: str, fmt: type[Format], target: Target, problem: Problem, via: st
     else:
         reason = f"via {taken}: {target.id} has {'' if target.matrix_cores else 'no '}matrix cores"
     vias = tuple(v for v in _MATVECS if v == "float" or quantized)
-    if matvec:
+    if op == "mul_mat_id":
+        spec = KernelSpec("mul_mat_vec_id" if matvec else "mul_mat_id", fmt.name, via=taken)
+        keys = [KernelSpec(name, fmt.name, via=v) for name in ("mul_mat_vec_id", "mul_mat_id") for v in vias]
+        reasons = [by_size, reason]
+    elif matvec:
         spec, more = _matvec(_MATVECS[taken], fmt, target, problem)
-        reasons = [f"M = {problem.m} is at most {MOST_VEC_COLUMNS}", reason, *more]
+        reasons = [by_size, reason, *more]
         keys = [s for v in vias for s in _keys(_MATVECS[v], fmt, target, spec.columns or 0)]
     else:
         spec = KernelSpec("mul_mat", fmt.name, via=taken)
-        reasons = [f"M = {problem.m} is above {MOST_VEC_COLUMNS}", reason]
+        reasons = [by_size, reason]
         keys = [KernelSpec("mul_mat", fmt.name, via=v) for v in OPS["mul_mat"].values(fmt)]
     return Choice(spec, "; ".join(reasons), tuple(s.key for s in keys if s != spec))
+
+
+def _for_picks(target: Target, problem: Problem) -> tuple[bool, str]:
+    """Whether each pick takes a matvec of its own, and why."""
+    if problem.experts > MOST_EXPERTS:
+        return True, f"{problem.experts} experts are more than the {MOST_EXPERTS} by which picks are grouped: a matvec a pick"
+    most = picks_to_group(target) * problem.experts
+    if problem.m <= most:
+        return True, f"{problem.m} picks are at most {most}, {picks_to_group(target)} an expert: a matvec a pick"
+    return False, f"{problem.m} picks are above {most}, {picks_to_group(target)} an expert: grouped by expert"
 
 
 def _matvec(op: str, fmt: type[Format], target: Target, problem: Problem) -> tuple[KernelSpec, list[str]]:

@@ -38,11 +38,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Derived:
-    """A size that follows from another one, `of`: `times` of it for every `over`, rounded up."""
+    """A size that follows from another one, `of`: `times` of it for every `over`, rounded up, plus the size `plus` if it names one."""
 
     of: str
     times: int
     over: int = 1
+    plus: str = ""
 
 
 def derived_sizes(fmt: type[Format], constants: Mapping[str, int]) -> dict[str, Derived]:
@@ -50,6 +51,7 @@ def derived_sizes(fmt: type[Format], constants: Mapping[str, int]) -> dict[str, 
 
     k: weights of a row. row_bytes: its bytes. q8_blocks: the blocks of 32 activations that are multiplied with it.
     Where activations are laid out in tiles (`constants` has tile_m and tile_k): m_tiles, k_tiles: how many there are.
+    Where picks are grouped by expert (`constants` has pick_tile): pick_tiles: room for tiles of so many, the last of each expert not full.
     """
     weights = fmt.kernel_block_weights()
     sizes = {
@@ -57,17 +59,20 @@ def derived_sizes(fmt: type[Format], constants: Mapping[str, int]) -> dict[str, 
         "row_bytes": Derived("blocks", fmt.kernel_block_bytes()),
         "q8_blocks": Derived("blocks", weights // 32),
     }
-    if constants:
+    if "tile_k" in constants:
         common = math.gcd(weights, constants["tile_k"])
         sizes["k_tiles"] = Derived("blocks", weights // common, constants["tile_k"] // common)
         sizes["m_tiles"] = Derived("m", 1, constants["tile_m"])
+    if "pick_tile" in constants:
+        sizes["pick_tiles"] = Derived("picks", 1, constants["pick_tile"], plus="experts")
     return sizes
 
 
 def all_sizes(fmt: type[Format], sizes: Mapping[str, int], constants: Mapping[str, int] = MappingProxyType({})) -> dict[str, int]:
     """Sizes, and those that follow from them."""
     derived = derived_sizes(fmt, constants).items()
-    return {**{name: -(-sizes[d.of] * d.times // d.over) for name, d in derived if d.of in sizes}, **constants, **sizes}
+    found = {name: -(-sizes[d.of] * d.times // d.over) + (sizes[d.plus] if d.plus else 0) for name, d in derived if d.of in sizes}
+    return {**found, **constants, **sizes}
 
 
 @dataclass(frozen=True)

@@ -45,13 +45,16 @@ def plan(spec: KernelSpec, target: Target) -> tuple[Dispatch, ...]:
     if not spec.exists(target):
         raise KernelKeyError(f"{target.id} has no kernel {spec.key}; `iq explain` shows which one it takes for a shape")
     fmt = FORMATS[spec.format]
-    kernels = spec.definition.kernels(spec.variant, target, fmt)
-    return tuple(_dispatch(kernel, spec, target, fmt) for kernel in kernels)
-
-
-def _dispatch(kernel: Kernel, spec: KernelSpec, target: Target, fmt: type[Format]) -> Dispatch:
+    *before, last = spec.definition.kernels(spec.variant, target, fmt)
     # mul_mat over a matvec kernel takes the largest one, a tile of columns after the other.
-    schedules = kernel.schedules(target, fmt, spec.columns or MOST_VEC_COLUMNS)
+    multiply = _dispatch(last, spec, target, fmt, spec.columns or MOST_VEC_COLUMNS)
+    # What comes before it prepares tiles of as many rows of activations as it takes.
+    tile_m = getattr(multiply.schedule, "tile_m", 0)
+    return (*(_dispatch(kernel, spec, target, fmt, tile_m) for kernel in before), multiply)
+
+
+def _dispatch(kernel: Kernel, spec: KernelSpec, target: Target, fmt: type[Format], m: int) -> Dispatch:
+    schedules = kernel.schedules(target, fmt, m)
     schedule = next((s for s in schedules if s.key == spec.schedule), schedules[0])
     takes_dtype = any(not tensor.dtype for tensor in kernel.writes)
     return Dispatch(kernel, schedule, spec.dtype or "" if takes_dtype else "", tuple(schedule.constants(target, fmt).items()))

@@ -7,7 +7,7 @@ The functions at the end are what kernels refer to: the schedules on a target fo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -91,6 +91,25 @@ class ElementSchedule(Schedule):
 
 
 @dataclass(frozen=True)
+class QuantizeSchedule(Schedule):
+    """quantize, quantize_imatrix, set_rows: a workgroup of `workgroup` threads takes block_tile blocks, a lane sub_blocks at a time.
+
+    sub_blocks: elements of a lane's vectors; whole blocks where it is more than one.
+    """
+
+    workgroup: int
+    block_tile: int
+    sub_blocks: int
+
+    @property
+    def label(self) -> str:
+        return f"b{self.block_tile}_t{self.workgroup}_s{self.sub_blocks}"
+
+    def threads(self, wave: int) -> int:
+        return self.workgroup
+
+
+@dataclass(frozen=True)
 class Q8Schedule(Schedule):
     """quantize_q8_1: a workgroup of `workgroup` threads takes q8_tile blocks of 32 activations, `lanes` lanes a block."""
 
@@ -135,6 +154,25 @@ class RowSchedule(Schedule):
 
     def threads(self, wave: int) -> int:
         return self.workgroup
+
+
+@dataclass(frozen=True)
+class GroupSchedule(Schedule):
+    """group_picks: one workgroup of `workgroup` threads makes tiles of up to pick_tile picks that share one of most_experts experts."""
+
+    workgroup: int
+    pick_tile: int
+    most_experts: int
+
+    @property
+    def label(self) -> str:
+        return f"p{self.pick_tile}_t{self.workgroup}"
+
+    def threads(self, wave: int) -> int:
+        return self.workgroup
+
+    def constants(self, target: Target, fmt: type[Format]) -> dict[str, int]:
+        return {"pick_tile": self.pick_tile}
 
 
 @dataclass(frozen=True)
@@ -214,15 +252,17 @@ DEQUANTIZE_MUL_MAT_VEC: dict[str, tuple[VecSchedule, ...]] = {
 # the wave loads, and take registers. On an H200, in five formats at 32768 x 8192, 4 rows took 0.24 to 0.50 of the time of one with M = 8;
 # with M = 2 q8_0 does best with 1. On AMD by counting: instructions of the loop per 32 weights and row of activations, and waves that a
 # SIMD has room for. gfx1100, M = 8, with 1, 2, 4 rows: q4_0 23.2, 18.2, 15.3 (12, 12, 9 waves), q4_K 24.4, 20.8, 18.4 (12, 10, 6), q6_K
-# 29.0, 23.9 (9, 7), which spills with 4. gfx942: q4_0 20.0, 15.7, 14.0 (5, 4, 4), q4_K 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken
-# where they save a tenth and do not halve the waves; with M = 8, where instructions set the pace and not memory, also where they do.
-# Kernels for CPUs take a row at a time.
+# 29.0, 23.9 (9, 7), which spills with 4, as do q2_K, q3_K, iq1_m and on gfx1201 tq1_0 (8, 26, 20 and 3 VGPRs). gfx942: q4_0 20.0, 15.7,
+# 14.0 (5, 4, 4), q4_K 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken where they save a tenth and do not halve the waves; with M = 8, where
+# instructions set the pace, not memory, also where they do. On gfx1030 iq2_xs, iq2_s and iq1_m spill with 4 (29, 7 and 4 VGPRs). Kernels
+# for CPUs take a row at a time.
+_TWO_AT_MOST = {1: 1, 8: 2}
 MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {
     "rocm": {"": {1: 1, 4: 2, 8: 4}},
     "gfx90a": {"": {1: 1, 4: 2, 8: 4}, "q5_k": {2: 1, 4: 2, 8: 4}, "q6_k": {2: 1, 8: 2}},
     "gfx1010": {"": {8: 1}},  # without v_dot4 bytes are taken apart in registers: q6_K spills with 2 rows
-    "gfx1030": {"": {1: 1, 4: 2, 8: 4}, "q5_k": {1: 1, 8: 2}, "q6_k": {1: 1, 8: 2}},
-    "gfx1100": {"": {1: 1, 4: 2, 8: 4}, "q4_0": {1: 1, 8: 2}, "q6_k": {1: 1, 8: 2}},
+    "gfx1030": {"": {1: 1, 4: 2, 8: 4}} | dict.fromkeys(("q5_k", "q6_k", "iq4_xs", "nvfp4", "iq2_xs", "iq2_s", "iq1_m"), _TWO_AT_MOST),
+    "gfx1100": {"": {1: 1, 4: 2, 8: 4}} | dict.fromkeys(("q4_0", "q2_k", "q3_k", "q6_k", "tq1_0", "iq1_m"), _TWO_AT_MOST),
     "cuda": {"": {1: 1, 2: 2, 8: 4}, "q8_0": {2: 1, 8: 4}},
 }
 DEQUANTIZE_MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {"rocm": {"": {1: 1, 8: 2}}, "cuda": {"": {1: 1, 8: 2}}}
@@ -246,6 +286,9 @@ ELEMENT_VALUES: dict[str, tuple[int, int]] = {  # threads and values of a workgr
     "cuda": (_ELEMENT_THREADS, 8 * _ELEMENT_THREADS),
     "cpu": (1, 16384),
 }
+# Threads of a workgroup, sub-blocks that it takes, and those of a lane. Rows may be short, and searches take many registers: one or two
+# waves a workgroup. A CPU's vectors hold 8 sub-blocks, or all of a block that has more.
+QUANTIZE: dict[str, tuple[int, int, int]] = {"rocm": (64, 64, 1), "cuda": (64, 64, 1), "cpu": (1, 512, 8)}
 QUANTIZE_Q8_1: dict[str, Q8Schedule] = {
     "rocm": Q8Schedule(256, lanes=8, q8_tile=32),
     "cuda": Q8Schedule(256, lanes=8, q8_tile=32),
@@ -269,6 +312,24 @@ MUL_MAT_Q8_1: dict[str, DotSchedule] = {
     "rocm": DotSchedule(64, 64, thread_n=4, thread_m=4),
     "cuda": DotSchedule(64, 64, thread_n=4, thread_m=4),
 }
+
+# Products with experts. A tile of picks shares an expert, and experts have few picks each, so that tiles are half as wide as dense ones:
+# with 512 tokens, 8 of 128 experts each, an expert has 32 picks.
+GROUPED_MUL_MAT_FLOAT: dict[str, MatrixSchedule] = {
+    "gfx90a": MatrixSchedule(128, 64, tile_k=32, waves_n=2, waves_m=2),
+    "gfx1030": MatrixSchedule(64, 64, tile_k=32, waves_n=2, waves_m=2),
+    "gfx1100": MatrixSchedule(128, 64, tile_k=32, waves_n=4, waves_m=2),
+    "sm_80": MatrixSchedule(128, 64, tile_k=32, waves_n=2, waves_m=2, early_loads=True),
+}
+# Picks for each expert, on average, above which they are grouped. By counting bytes of weights: a matvec a pick reads an expert's matrix
+# for each pick, r times for r picks of each expert; tiles read those of the experts that have a pick once, 1 - e^-r of them. That is 1.6
+# times as much at r = 1 and 4.1 times at r = 4, where a matvec reads at most three times as fast as tiles that are mostly empty. On CPUs a
+# tile of 8 costs the same however few are in it: measured (16 experts, 1024 x 1024, q4_K, q8_0, f16), matvecs took 0.2 to 0.8 of the time
+# for r up to 4, as long for 8, and 1 to 2 times as long for 16.
+PICKS_TO_GROUP: dict[str, int] = {"rocm": 3, "cuda": 3, "cpu": 8}
+# The most experts that are grouped: two numbers in LDS for each.
+MOST_EXPERTS = 1024
+GROUP_PICKS_THREADS: dict[str, int] = {"rocm": 1024, "cuda": 1024, "cpu": 1}
 
 _Row = TypeVar("_Row")
 
@@ -338,6 +399,23 @@ def element(target: Target, fmt: type[Format], tile_m: int) -> tuple[ElementSche
     return (ElementSchedule(threads, max(1, values // fmt.kernel_block_weights())),)
 
 
+def quantize(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
+    if not fmt.quantizer:
+        return ()
+    per_block = fmt.kernel_block_weights() // (fmt.sub_block or 8)
+    [(threads, tile, lane)] = _row(QUANTIZE, target)
+    return (QuantizeSchedule(threads, tile // per_block, lane if lane == 1 else max(lane, per_block)),)
+
+
+def quantize_imatrix(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
+    return quantize(target, fmt, tile_m) if fmt.imatrix != "ignored" else ()
+
+
+def set_rows(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
+    # For caches, whose rows are too short for super-blocks.
+    return quantize(target, fmt, tile_m) if fmt.block_size <= 32 else ()
+
+
 def quantize_q8_1(target: Target, fmt: type[Format], tile_m: int) -> tuple[Q8Schedule, ...]:
     return _row(QUANTIZE_Q8_1, target)
 
@@ -348,6 +426,25 @@ def scale_rows(target: Target, fmt: type[Format], tile_m: int) -> tuple[RowSched
 
 def mul_mat_float(target: Target, fmt: type[Format], tile_m: int) -> tuple[MatrixSchedule, ...]:
     return _row(MUL_MAT_FLOAT, target) if target.matrix and fmt.kind == "weights" else ()
+
+
+def for_picks(schedules: Callable[[Target, type[Format], int], tuple[Schedule, ...]]) -> Callable[..., tuple[Schedule, ...]]:
+    """Those of a matvec that is run once for each pick: for one row of activations, the default alone."""
+    return lambda target, fmt, tile_m: schedules(target, fmt, 1)[:1]
+
+
+def group_picks(target: Target, fmt: type[Format], tile_m: int) -> tuple[GroupSchedule, ...]:
+    return tuple(GroupSchedule(threads, tile_m, MOST_EXPERTS) for threads in _row(GROUP_PICKS_THREADS, target))
+
+
+def grouped_mul_mat_float(target: Target, fmt: type[Format], tile_m: int) -> tuple[MatrixSchedule, ...]:
+    return _row(GROUPED_MUL_MAT_FLOAT, target) if mul_mat_float(target, fmt, tile_m) else ()
+
+
+def picks_to_group(target: Target) -> int:
+    """Picks for each expert, on average, above which they are grouped by expert."""
+    [picks] = _row(PICKS_TO_GROUP, target)
+    return picks
 
 
 def mul_mat_q8_1(target: Target, fmt: type[Format], tile_m: int) -> tuple[DotSchedule, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from iq.emulator.statistics import Statistics
-from iq.verify.cases import Check
+from iq.verify.case import Check
 from iq.verify.peaks import Roofline
 
 if TYPE_CHECKING:
