@@ -92,7 +92,7 @@ class Format:
 
     @classmethod
     def set_blocks(cls, blocks: Floats) -> Bytes:
-        """As quantize_blocks without weights, but to the bytes of ggml's from_float, which its set_rows takes: most formats' are the same."""
+        """As quantize_blocks without weights, but to the bytes of ggml's from_float, which its set_rows takes: mostly the same."""
         return cls.quantize_blocks(blocks, None)
 
     @classmethod
