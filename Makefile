@@ -28,13 +28,15 @@ DEPLOY_TESTS := $(addprefix tests/test_,atomic.py buffer.py candle.py kernels.py
 SLIM := 'numpy>=2.1' 'ml-dtypes>=0.4' 'msgspec>=0.19'
 
 .NOTPARALLEL:
-.PHONY: help demo test quick lint fix test-deploy emulate-all mutate crash-test fuzz golden kernels-diff bench tools clean
+.PHONY: help demo test quick lint fix test-deploy emulate-all mutate crash-test fuzz golden kernels-diff bench emulator tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/ready ## write a GGUF file, compile bundles, run and check every op on the CPU
+demo: $(VENV)/ready ## write a GGUF file, compile bundles, run and check every op on the CPU; then a language model answers a question
 	$(BIN)/python examples/demo.py
+	@$(MAKE) --no-print-directory emulator
+	IQ_BUNDLE_PATH=demo/artifacts $(BIN)/python examples/llm.py
 
 test: tools lint ## formatting, lint, types, and the tests: what CI runs
 	$(BIN)/pytest -n auto --dist loadgroup
@@ -85,13 +87,16 @@ kernels-diff: tools ## what the working tree's templates and schedules make of t
 bench: $(VENV)/ready ## time matrix products on the CPU
 	$(BIN)/python benchmarks/matmul.py
 
-# What the emulator and most tests need beside Python: a C compiler, and a disassembler that decodes the kernels. With them the extension that
-# launches kernels is built, which an older $(VENV) may lack.
-tools:
+# What the emulator needs beside Python: a C compiler, and a disassembler that decodes the kernels. With them the extension that launches
+# kernels is built, which an older $(VENV) may lack.
+emulator:
 	@tools/system-packages python headers cc objdump
-	@$(MAKE) --no-print-directory $(VENV)/torch
+	@$(MAKE) --no-print-directory $(VENV)/ready
 	@$(BIN)/python hatch_build.py
 	@$(DISASSEMBLER) 2>/dev/null || { tools/system-packages llvm-22 && $(DISASSEMBLER); }
+
+# What most tests need.
+tools: emulator $(VENV)/torch
 
 # torch's CPU build, for tests; where its own index cannot be reached, whatever build the package index gives.
 $(VENV)/torch: $(VENV)/ready

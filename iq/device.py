@@ -13,6 +13,7 @@ from iq import runtime
 from iq.bundle import Bundles, Module
 from iq.errors import DeviceError, NoCompilerError
 from iq.extras import missing
+from iq.kernels import KernelSpec
 from iq.runtime.library import Provider
 from iq.runtime.opening import parse
 from iq.targets import DeviceId, Target
@@ -146,5 +147,5 @@ class _OnDemand:
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str]) -> Target:
         return self._compiler.target(device_id, cpu_flags)
 
-    def module(self, target: Target, format: str) -> Module:
-        return self._compiler.module(target, format)
+    def module(self, target: Target, spec: KernelSpec) -> Module:
+        return self._compiler.module(target, spec)

@@ -69,7 +69,7 @@ class BytecodeError(BundleError):
 
 
 class NoArtifactError(BundleError):
-    """No artifact of the bundle fits the device: wrong processor or wrong feature. Lists what the bundle holds and what the device is."""
+    """No artifact fits the device: wrong processor or feature. Says what the device is, what there is, and what to do."""
 
 
 class NoKernelError(BundleError):

@@ -13,7 +13,8 @@ DISTRIBUTION = "iq-kernels"
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "amd": ("rocm_bootstrap",),
     "cli": ("click", "rich"),
-    "gguf": ("gguf",),
+    "llm": ("tokenizers",),
+    "gguf": ("gguf", "safetensors"),
     "torch": ("torch",),
     "emulate": ("elftools", "platformdirs"),
     "compile": ("iree.compiler", "jinja2", "platformdirs", "elftools"),

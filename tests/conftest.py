@@ -7,6 +7,7 @@ IQ_TEST_CACHE_DIR keeps compiled kernels from one run to the next.
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import iq
 from iq import runtime
 from iq.bundle import Module
 from iq.extras import missing
+from iq.kernels import KernelSpec
 from iq.runtime.host import cpu_flags
 from iq.targets import TARGETS, Accepted, DeviceId, Target, match
 
@@ -31,16 +33,16 @@ class OnDemandFor:
     """Kernels for one target, compiled on demand."""
 
     def __init__(self, target: Target) -> None:
-        from iq.compile.ondemand import CompileOnDemand
+        from compiled import FormatsOnDemand
 
         self._target = target
-        self._compiler = CompileOnDemand()
+        self._compiler = FormatsOnDemand()
 
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str]) -> Target:
         return self._target
 
-    def module(self, target: Target, format: str) -> Module:
-        return self._compiler.module(target, format)
+    def module(self, target: Target, spec: KernelSpec) -> Module:
+        return self._compiler.module(target, spec)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -63,7 +65,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """iq's environment variables as on a fresh machine, except that kernels are compiled into a directory of this run."""
+    """iq's environment variables as on a fresh machine; kernels are compiled a format at a time, into a directory of this run."""
     base = tmp_path_factory.getbasetemp()
     # With pytest-xdist, each worker has a directory of its own below the run's.
     cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "iq-cache"
@@ -71,6 +73,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in ("IQ_DEVICE", "IQ_BUNDLE_PATH", "IQ_DISABLE_COMPILE"):
             patch.delenv(name, raising=False)
         patch.setenv("IQ_CACHE_DIR", os.environ.get("IQ_TEST_CACHE_DIR", str(cache)))
+        patch.setenv("IQ_QUIET", "1")
+        if not missing("compile"):
+            patch.setattr("iq.compile.ondemand.CompileOnDemand", import_module("compiled").FormatsOnDemand)
         yield
 
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-from conftest import OnDemandFor
+from compiled import module_of
 
 import iq
 from iq import runtime
@@ -52,7 +52,7 @@ class Launcher:
 @cache
 def compiled(target, format):
     """A module. Made once: to make it anew, its templates would be rendered."""
-    return OnDemandFor(target).module(target, format)
+    return module_of(target, format)
 
 
 class From:
@@ -64,8 +64,8 @@ class From:
     def target(self, device_id, flags):
         return self._target
 
-    def module(self, target, format):
-        return self._form(lambda: compiled(target, format))
+    def module(self, target, spec):
+        return self._form(lambda: compiled(target, spec.format))
 
 
 GPUS = weakref.WeakSet()
@@ -122,7 +122,7 @@ def cut_gpu_module():
 
 def lacking_kernel():
     device = cpu()
-    module = device.library._provider.module(device.target, "q4_0")
+    module = compiled(device.target, "q4_0")
     other = cpu(lambda _: module)
     weight(other).matmul(X)
     other.library.kernel(KernelSpec.parse("mul_mat_vec.q8_0.1"))

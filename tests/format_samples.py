@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gguf
+import libgguf
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +19,8 @@ WEIGHTS = [name for name, form in FORMATS.items() if form.kind == "weights"]
 # are digits of base 3, and q1_0's bit stands for 0 or 2.
 DIRECT = [name for name in QUANTIZED if not (FORMATS[name].codebook or FORMATS[name].tables() or name in ("tq1_0", "q1_0"))]
 PLAIN = [name for name, form in FORMATS.items() if form.kind == "plain"]
-SUPER_BLOCKS = [name for name, form in FORMATS.items() if form.block_size == 256]
+SUPER_BLOCKS = [name for name in WEIGHTS if FORMATS[name].block_size == 256]
+USE_IMATRIX = [name for name in WEIGHTS if FORMATS[name].imatrix != "ignored"]
 
 
 def gguf_py_can(call: Callable[..., Any], form: type[Format]) -> bool:
@@ -39,6 +41,12 @@ def ggml_type(form: type[Format]) -> gguf.GGMLQuantizationType | None:
 
 GGUF_PY_QUANTIZES = [name for name, form in FORMATS.items() if gguf_py_can(gguf.quants.quantize, form)]
 GGUF_PY_DEQUANTIZES = [name for name, form in FORMATS.items() if gguf_py_can(gguf.quants.dequantize, form)]
+LIBGGUF = [name for name in WEIGHTS if libgguf.row_size(FORMATS[name].type, FORMATS[name].block_size)]
+
+
+def needed_imatrix(form: type[Format], k: int) -> NDArray[np.float32] | None:
+    """Equal importances for the formats that cannot be made without."""
+    return np.ones(k, np.float32) if form.imatrix == "required" else None
 
 
 def normal(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.float32]:
@@ -84,8 +92,8 @@ def extreme_imatrix() -> NDArray[np.float32]:
 
 
 def block_of(form: type[Format], scale: float, minimum: float) -> NDArray[np.uint8]:
-    """A block of 0x35 throughout, which leaves no packed scale or min at 0, but for its own scale and min."""
-    block = np.full((1, form.type_size), 0x35, np.uint8)
+    """A block of one byte throughout that makes all packed scales and mins positive, but for its own scale and min."""
+    block = np.full((1, form.type_size), 0xBA if form.name == "q3_k" else 0x35, np.uint8)  # q3_K's scales count from 32
     form.set_scales(block, np.array([scale], np.float32), np.array([minimum], np.float32))
     return block[0]
 

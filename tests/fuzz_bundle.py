@@ -31,10 +31,11 @@ from types import FrameType
 from typing import Any
 from unittest.mock import patch
 
+from compiled import module_of
+
 from iq.bundle import Bundle, Compiler, Executable, Launches, Manifest, Vmfb, codeobject
 from iq.bundle.flatbuffer import _Buffer
 from iq.bundle.manifest import MANIFEST, SCHEMA, File, Kernel
-from iq.compile.ondemand import CompileOnDemand
 from iq.errors import BytecodeError, IqError
 from iq.targets import TARGETS
 
@@ -65,8 +66,7 @@ class TooSlow(BaseException):
 
 class Fuzz:
     def __init__(self) -> None:
-        provider = CompileOnDemand()
-        modules = [provider.module(TARGETS[t], f) for t in ("gfx1100", "sm_90", "x86-64-v3") for f in ("q8_1", "f16")]
+        modules = [module_of(TARGETS[t], f) for t in ("gfx1100", "sm_90", "x86-64-v3") for f in ("q8_1", "f16")]
         self.vmfbs = [module.vmfb for module in modules]
         self.executables = [data for vmfb in self.vmfbs[:4] for data in Vmfb.parse(vmfb).executables.values()]
         self.codes = [Executable.parse(data) for data in self.executables]

@@ -195,7 +195,7 @@ class Laboratory:
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str]) -> Target:
         return self._target
 
-    def module(self, target: Target, format: str) -> bundle.Module:
+    def module(self, target: Target, spec: KernelSpec) -> bundle.Module:
         return bundle.Module.of("altered", self._altered, (self._spec,), target)
 
     def _open(self, target: Target, path: Path) -> tuple[runtime.Device, list[Launch]]:

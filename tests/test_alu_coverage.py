@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from compiled import module_of
 from tiers import MODULES
 
 from iq.bundle import codeobject
 from iq.bundle.vmfb import Vmfb
-from iq.compile.ondemand import CompileOnDemand
 from iq.emulator.alu import COMPARE, DOT, PACKED, SAVEEXEC, SCALAR, VECTOR, matrix
 from iq.inspect.disassembly import Objdump, mnemonics
 from iq.targets import Target
@@ -42,7 +42,7 @@ def test_kernels_need_no_other_instruction(environment: object, target: Target) 
     known = {*VECTOR, *COMPARE, *SCALAR, *SAVEEXEC, *PACKED, *DOT}
     needed = set()
     for fmt in (fmt for its_target, fmt in MODULES if its_target is target):
-        executables = Vmfb.parse(CompileOnDemand().module(target, fmt.name).vmfb).executables.values()
+        executables = Vmfb.parse(module_of(target, fmt.name).vmfb).executables.values()
         for elf in (elf for executable in executables for elf in codeobject.find(executable)):
             needed |= {row_name(mnemonic) for mnemonic in mnemonics_of(elf, objdump)}
     arithmetic = {name for name in needed if not MACHINE.match(name)}

@@ -32,9 +32,11 @@ from iq.errors import (
     NoKernelError,
     UnknownFileError,
 )
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId
 
 FILE = "q8_1.vmfb"
+Q8_1 = KernelSpec.parse("quantize_q8_1.q8_1.f32")
 KEYS = {"quantize_q8_1.q8_1.f32", "quantize_q8_1_soa.q8_1.f32"}
 
 
@@ -164,7 +166,7 @@ def test_file_names_that_are_no_plain_names(bundle: Path, name: str) -> None:
         ({"schema": 3}, "schema 3, not known; this version reads 2. Compile the bundle again"),
         ({"schema": "2"}, "cannot be read"),
         ({"target": "GFX 1100"}, "cannot parse the target id"),
-        ({"target": "gfx9999"}, "gfx9999; this version of iq knows gfx90a"),
+        ({"target": "gfx9999"}, "gfx9999, which this version of iq does not know"),
         ({"surprise": 1}, "unknown field `surprise`"),
         ({"files": None}, "Expected `array`"),
         ({"files": [{"name": "a.vmfb", "size": 1, "sha256": "zz"}], "kernels": []}, "malformed size or sha256 of a.vmfb"),
@@ -392,12 +394,12 @@ def test_a_directory_of_bundles(artifacts: Path) -> None:
     found = Bundles(artifacts)
     target = found.target(DeviceId.parse("gfx1100"), frozenset())
     assert target.id == "gfx1100"
-    assert found.module(target, "q8_1") == Bundle.open(artifacts / "gfx1100").module("q8_1")
+    assert found.module(target, Q8_1) == Bundle.open(artifacts / "gfx1100").module("q8_1")
     assert found.target(DeviceId("cpu"), AVX2).id == "x86-64-v3"
     with pytest.raises(NoKernelError, match="q6_k"):
-        found.module(target, "q6_k")
+        found.module(target, KernelSpec.parse("mul_mat_vec.q6_k.1"))
     with pytest.raises(NoArtifactError, match="no artifact for gfx942; it has gfx1100, x86-64-v3"):
-        found.module(TARGETS["gfx942"], "q8_1")
+        found.module(TARGETS["gfx942"], Q8_1)
 
 
 @pytest.mark.parametrize("form", ["directory", "zip", "zips"])
@@ -411,7 +413,7 @@ def test_the_other_places_bundles_come_from(artifacts: Path, tmp_path: Path, for
         for target in ("gfx1100", "x86-64-v3"):
             pack(artifacts / target, path / f"{target}.zip")
     found = Bundles(path)
-    module = found.module(found.target(DeviceId("gfx1100")), "q8_1")
+    module = found.module(found.target(DeviceId("gfx1100")), Q8_1)
     assert module.vmfb == (artifacts / "gfx1100" / FILE).read_bytes()
 
 
@@ -423,10 +425,10 @@ def test_pinned_features(artifacts: Path) -> None:
     exact = found.target(DeviceId.parse("gfx90a:sramecc+:xnack-"))
     assert exact.id == "gfx90a:sramecc+:xnack-"
     assert exact == replace(TARGETS["gfx90a"], id=exact.id)
-    assert found.module(exact, "q8_1").where == f"{artifacts / exact.id}/{FILE}"
+    assert found.module(exact, Q8_1).where == f"{artifacts / exact.id}/{FILE}"
     assert found.target(DeviceId.parse("gfx90a:sramecc-:xnack-")).id == "gfx90a"
     shutil.rmtree(artifacts / "gfx90a")
-    with pytest.raises(NoArtifactError, match=r"gfx90a:xnack\+: .*pinned to xnack\+"):
+    with pytest.raises(NoArtifactError, match=r"\ngfx90a:xnack\+ is pinned to xnack\+, .*\n`iq compile --target gfx90a "):
         Bundles(artifacts).target(DeviceId.parse("gfx90a:sramecc-:xnack-"))
 
 
@@ -437,13 +439,17 @@ def test_cpus(artifacts: Path) -> None:
     assert found.target(DeviceId("cpu"), VNNI - {"avx512_vnni"}).id == "x86-64-v3"
 
 
-def test_no_artifact_says_what_there_is_and_why_not(artifacts: Path) -> None:
+def test_no_artifact_says_what_there_is_and_what_to_do(artifacts: Path) -> None:
     with pytest.raises(NoArtifactError) as refusal:
         Bundles(artifacts).target(DeviceId.parse("gfx1101"), AVX2)
-    message = str(refusal.value)
-    assert f"none of the artifacts in {artifacts} runs on gfx1101" in message
-    assert "gfx1100: gfx1100 is for another processor than gfx1101" in message
-    assert "x86-64-v3: x86-64-v3 is for CPUs" in message
+    assert str(refusal.value) == (
+        f"{artifacts} has no kernels for gfx1101: it has those for gfx1100, x86-64-v3\n"
+        f"`iq compile --target gfx1101 --out {artifacts}` makes them"
+    )
+    with pytest.raises(NoArtifactError, match=r"iq does not compile for gfx803\n`iq targets` lists what it compiles for$"):
+        Bundles(artifacts).target(DeviceId("gfx803"))
+    with pytest.raises(NoArtifactError, match=r"for gfx1101: it has those for gfx1100\n`iq compile --target gfx1101 --out artifacts`"):
+        Bundles(artifacts / "gfx1100").target(DeviceId("gfx1101"))
     with pytest.raises(NoArtifactError, match=r"avx2, .*which this CPU lacks"):
         Bundles(artifacts).target(DeviceId("cpu"), frozenset({"sse2"}))
 

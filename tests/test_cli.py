@@ -6,17 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from tiers import DISTINCT
 
-import iq
 from iq import kernels
 from iq.bundle import Bundle
 from iq.cli.commands import main
 from iq.formats import FORMATS
-from iq.targets import TARGETS
+from iq.products import PRODUCTS, products_of
+from iq.targets import GROUPS, TARGETS, parse_targets
 
 
 def run(*arguments: str | Path, status: int = 0) -> Result:
@@ -60,7 +59,8 @@ def test_compile_into_zips(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--target", "gfx1"), "unknown target 'gfx1'; known: gfx90a, gfx942"),
+        (("--target", "gfx1"), "unknown target 'gfx1'\n`iq targets` lists them"),
+        (("--target", "mi300"), "unknown target 'mi300'; is mi300a or mi300x meant?"),
         (("--target", "gfx942", "--format", "q9_9"), "q9_9"),
         (("--target", "gfx942", "--op", "mul"), "unknown op mul; known: dequantize"),
         (("--target", "gfx942", "--format", "q8_1", "--op", "mul_mat"), "have no kernels for the formats q8_1"),
@@ -124,6 +124,15 @@ def test_render() -> None:
     assert "one target is wanted" in run("render", "mul_mat_vec.q4_0.1", "--target", "cpu", status=2).stderr
 
 
+def test_products_stand_for_their_processors() -> None:
+    assert parse_targets("mi300x,RX 7900 XTX,gfx942") == [TARGETS["gfx942"], TARGETS["gfx1100"]]
+    assert parse_targets("strix-halo,780M") == [TARGETS["gfx1151"], TARGETS["gfx1103"]]
+    assert set(PRODUCTS.values()) == {t.id for t in TARGETS.values() if t.family == "rocm"}
+    assert not {*PRODUCTS} & {*TARGETS, *GROUPS}
+    assert facts("targets")[0]["products"] == products_of("gfx906") == ["mi50", "mi60", "radeonvii", "radeonprovii"]
+    assert run("render", "mul_mat_vec.q4_0.1", "--target", "MI300X").stdout.startswith("// mul_mat_vec.q4_0.1 for gfx942\n")
+
+
 def test_targets() -> None:
     assert [(t["id"], t["family"], t["wave"]) for t in facts("targets")] == [(t.id, t.family, t.wave) for t in TARGETS.values()]
     assert [line.split()[0] for line in run("targets").stdout.splitlines()[1:]] == list(TARGETS)
@@ -158,7 +167,7 @@ def test_explain_shows_when_split_k_is_taken() -> None:
     assert small["dispatches"][-1]["schedule"]["split_k"] == 2
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [t.id for t in DISTINCT])
 @pytest.mark.parametrize("format", [f.name for f in FORMATS.values() if f.kind != "activations"])
 def test_everything_can_be_explained(target: str, format: str) -> None:
     for m in (1, 8, 9):
@@ -179,72 +188,3 @@ def test_everything_can_be_explained(target: str, format: str) -> None:
 )
 def test_misuse_of_explain(arguments: list[str], message: str) -> None:
     assert message in run(*arguments, status=2).stderr
-
-
-# ---- quantize
-
-
-@pytest.fixture
-def model(tmp_path: Path, rng: np.random.Generator) -> Path:
-    def f32(*shape: int) -> Any:
-        return rng.standard_normal(shape, dtype=np.float32)
-
-    tensors = {"w": f32(6, 512), "half": f32(3, 256).astype(np.float16), "odd": f32(4, 100), "norm": f32(512)}
-    packed = (iq.quantize(f32(2, 64), "q8_0").reshape(-1), "q8_0", (2, 64))
-    brain = ((f32(2, 256).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8).reshape(-1), "bf16", (2, 256))
-    metadata = {"general.architecture": "llama", "general.file_type": 0, "tokens": ["a", "b"]}
-    iq.gguf.write(tmp_path / "in.gguf", tensors | {"packed": packed, "brain": brain}, metadata)
-    return tmp_path / "in.gguf"
-
-
-def test_quantize(model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.gguf"
-    result = run("quantize", model, out, "--type", "Q4_K")
-    assert result.stdout.startswith(f"{out}: 3 of 6 tensors quantized, ")
-    assert result.stderr.splitlines()[0] == "0/6 w"
-    with iq.gguf.open(model) as before, iq.gguf.open(out) as after:
-        assert after.names == before.names
-        assert {n: t.format for n, t in after.tensors.items()} == {
-            "w": "q4_k", "half": "q4_k", "odd": "f32", "norm": "f32", "packed": "q8_0", "brain": "q4_k",
-        }  # fmt: skip
-        assert {n: t.shape for n, t in after.tensors.items()} == {n: t.shape for n, t in before.tensors.items()}
-        for name in ("odd", "norm", "packed"):
-            assert np.array_equal(after.packed(name)[0], before.packed(name)[0])
-        for name, was in (("w", "f32"), ("half", "f16"), ("brain", "bf16")):
-            values = iq.dequantize(before.packed(name)[0].reshape(before.tensors[name].shape[0], -1), was)
-            assert np.array_equal(after.packed(name)[0], iq.quantize(values, "q4_k").reshape(-1))
-        metadata = {name: value.value for name, value in after.metadata.items()}
-    assert metadata == {
-        "general.architecture": "llama",
-        "general.file_type": gguf.LlamaFileType.MOSTLY_Q4_K_S,
-        "general.quantization_version": gguf.GGML_QUANT_VERSION,
-        "tokens": ["a", "b"],
-    }
-
-
-def test_quantize_over_itself(model: Path) -> None:
-    converted = facts("quantize", model, model, "--type", "q8_0")
-    assert converted[0] == {"name": "w", "was": "f32", "format": "q8_0", "bytes_before": 6 * 512 * 4, "bytes_after": 6 * 512 // 32 * 34}
-    with iq.gguf.open(model) as file:
-        assert file.tensors["w"].format == "q8_0"
-
-
-@pytest.mark.parametrize("name", [f.name for f in FORMATS.values() if f.kind == "weights"])
-def test_quantize_to_every_type(model: Path, tmp_path: Path, name: str) -> None:
-    run("quantize", model, tmp_path / "out.gguf", "--type", name)
-    with iq.gguf.open(tmp_path / "out.gguf") as file:
-        assert file.tensors["w"].format == name
-
-
-def test_what_cannot_be_quantized(model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.gguf"
-    for kind in ("f16", "q8_1", "q9_9"):
-        assert kind in run("quantize", model, out, "--type", kind, status=2).stderr
-    assert "No such file" in run("quantize", tmp_path / "none.gguf", out, "--type", "q4_0", status=1).stderr
-    bad = np.ones((2, 256), np.float32)
-    bad[1, 3] = np.nan
-    iq.gguf.write(model, {"blk.0.bad": bad})
-    assert "tensor blk.0.bad: " in run("quantize", model, out, "--type", "q4_k", status=1).stderr
-    (tmp_path / "text.gguf").write_text("text")
-    run("quantize", tmp_path / "text.gguf", out, "--type", "q4_0", status=1)
-    assert not out.exists()

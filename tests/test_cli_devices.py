@@ -115,7 +115,7 @@ def test_devices_that_the_bundle_has_nothing_for(gpu: EmulatedGpu, bundles: Path
     devices = {d["device"]: d for d in facts("devices")["devices"]}
     shown = devices[f"hip:{gpu.runtime.index}"]
     assert (shown["target"], shown["bundle"]) == ("gfx1100", "")
-    assert "x86-64-v3 is for CPUs" in shown["problem"]
+    assert "`iq compile --target gfx1100 --out artifacts` makes them" in shown["problem"]
     assert devices["cpu"]["bundle"] == "x86-64-v3"
     assert "no bundle there" in run("devices", "--bundle", bundles / "nowhere", status=1)
 
@@ -175,7 +175,7 @@ def test_doctor_where_nothing_runs(no_gpus: None, bundles: Path, monkeypatch: py
     assert "from nowhere" in found["kernels"]["found"]
     assert "IQ_DISABLE_COMPILE is set" in found["running"]["found"]
     monkeypatch.setenv("IQ_BUNDLE_PATH", str(bundles / "gfx1100"))
-    assert "gfx1100 is for another processor" in checks(status=1)["running"]["found"]
+    assert "it has those for gfx1100" in checks(status=1)["running"]["found"]
     (tmp_path / MANIFEST).write_text("{}")
     monkeypatch.setenv("IQ_BUNDLE_PATH", str(tmp_path))
     found = checks(status=1)

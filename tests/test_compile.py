@@ -396,16 +396,26 @@ def test_templates_digest_follows_the_templates(tmp_path: Path, monkeypatch: pyt
 # ---- On demand
 
 
-def test_on_demand_compiles_all_kernels_of_a_format() -> None:
-    provider = CompileOnDemand()
+def test_on_demand_compiles_a_kernel_alone_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("IQ_QUIET")
+    provider = CompileOnDemand(Cache(tmp_path))
     target = provider.target(DeviceId("cpu"), CPU.cpu_requires)
     assert target is CPU
-    module = provider.module(target, "q8_1")
-    keys = {s.key for s in kernels.select("q8_1")}
-    assert set(Vmfb.parse(module.vmfb).functions) == set(module.launches) == keys
-    assert provider.vmfb(target, "q8_1").read_bytes() == module.vmfb
-    with pytest.raises(FormatError):
-        provider.module(target, "q9_9")
+    module = provider.module(target, SPECS[0])
+    assert capsys.readouterr().err == f"iq: compiling {SPECS[0].key} for {CPU.id}\n"
+    assert set(Vmfb.parse(module.vmfb).functions) == set(module.launches) == {SPECS[0].key}
+    assert provider.vmfb(target, SPECS[0]).read_bytes() == module.vmfb
+    assert capsys.readouterr().err == ""
+    with pytest.raises(KernelKeyError):
+        provider.module(target, replace(SPECS[0], columns=9))
+
+
+def test_on_demand_quietly(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IQ_QUIET", "1")
+    CompileOnDemand(Cache(tmp_path)).module(CPU, SPECS[0])
+    assert capsys.readouterr().err == ""
 
 
 def test_on_demand_targets() -> None:
@@ -413,18 +423,25 @@ def test_on_demand_targets() -> None:
     assert provider.target(DeviceId.parse("gfx90a:sramecc+:xnack-")).id == "gfx90a"
     assert provider.target(DeviceId("sm_86")).id == "sm_80"
     assert provider.target(DeviceId("cpu"), TARGETS["x86-64-v4-vnni"].cpu_requires).id == "x86-64-v4-vnni"
-    with pytest.raises(NoArtifactError, match=r"none of the targets that iq compiles for runs on gfx803:\n  gfx90a: "):
+    with pytest.raises(NoArtifactError, match=r"^iq does not compile for gfx803\n`iq targets` lists what it compiles for$"):
         provider.target(DeviceId("gfx803"))
+    with pytest.raises(NoArtifactError, match=r"^iq does not compile for sm_75\nsm_80 does not run on sm_75\n"):
+        provider.target(DeviceId("sm_75"))
 
 
 def test_on_demand_can_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IQ_DISABLE_COMPILE", "1")
-    with pytest.raises(NoCompilerError, match=r"IQ_DISABLE_COMPILE is set.*iq compile --target x86-64-v3 --format q8_1"):
-        CompileOnDemand().module(CPU, "q8_1")
+    with pytest.raises(NoCompilerError, match=r"IQ_DISABLE_COMPILE is set.*iq compile --target x86-64-v3 --format q4_0"):
+        CompileOnDemand().module(CPU, SPECS[0])
 
 
 def test_processes_share_a_cache(tmp_path: Path) -> None:
-    code = "from iq.compile import *; from iq.targets import *; print(CompileOnDemand().vmfb(TARGETS['x86-64-v3'], 'q8_1'))"
+    code = f"""
+from iq.compile import CompileOnDemand
+from iq.kernels import KernelSpec
+from iq.targets import TARGETS
+print(CompileOnDemand().vmfb(TARGETS["x86-64-v3"], KernelSpec.parse("{SPECS[0].key}")))
+"""
     environment = os.environ | {"IQ_CACHE_DIR": str(tmp_path)}
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment, text=True) for _ in range(2)]
     printed = {p.communicate()[0].strip() for p in processes}

@@ -216,7 +216,7 @@ def test_rows_beyond_the_last_are_noticed(target, tmp_path):
 
 def test_a_bundle_for_another_gpu_is_refused(tmp_path):
     bundle = bundle_of("gfx942", "quantize_q8_1.q8_1.f32", lambda mlir: mlir, tmp_path)
-    with pytest.raises(NoArtifactError, match="gfx942 is for another processor than gfx90a"):
+    with pytest.raises(NoArtifactError, match=r"no kernels for gfx90a:sramecc\+:xnack-: .*\n`iq compile --target gfx90a "):
         _ = iq.Device("emulated:gfx90a", bundle=bundle.path).target
 
 

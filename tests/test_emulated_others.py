@@ -1,4 +1,4 @@
-"""Our kernels on GPUs that the emulator has and iq has no target for: compiled as for a near relative, executed by their own rules.
+"""Something of everything on the processors that do not run all kernels, executed by their own rules.
 
 They differ in where work item ids lie, in flat addresses, in wait and dot instructions, in what their matrix units are called.
 """
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiers import GENERATIONS, REPRESENTATIVES, something_of_everything
+from tiers import GENERATIONS, OTHERS, REPRESENTATIVES, ROCM, generation, something_of_everything
 
 from iq import bundle, kernels, runtime
 from iq.cache import Cache
@@ -21,22 +21,9 @@ from iq.targets import TARGETS
 from iq.verify.devices import APPROXIMATIONS, EMULATED, Opened
 from iq.verify.run import Runner
 
-# Processors of their own kind: the target that each is most like, without what it lacks. gfx90a is a target itself.
-GFX90A, GFX942, GFX1030, GFX1100, GFX1201 = (TARGETS[id] for id in ("gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201"))
-OTHERS = {
-    "gfx900": replace(GFX90A, dot="none", matrix=None),
-    "gfx906": replace(GFX90A, matrix=None),
-    "gfx908": GFX90A,
-    "gfx90a": GFX90A,
-    "gfx950": GFX942,
-    "gfx1010": replace(GFX1030, dot="none", matrix=None),
-    "gfx1012": GFX1030,
-    "gfx1036": GFX1030,
-    "gfx1103": GFX1100,
-    "gfx1151": GFX1100,
-    "gfx1200": GFX1201,
-}
-TARGET_OF = {name: replace(like, id=name, like=like.id if name != like.id else like.like) for name, like in OTHERS.items()}
+# gfx900 is not a target: it is compiled as gfx906, without what it lacks.
+GFX900 = replace(TARGETS["gfx906"], id="gfx900", dot="none", matrix=None)
+TARGET_OF = {"gfx900": GFX900} | {name: TARGETS[name] for name in OTHERS}
 # One of each kind, for what is not about a processor.
 SOME = ("dequantize.q6_k.f16", "dequantize_mul_mat_vec.q8_0.2", "mul_mat_vec.q4_k.2", "mul_mat.q8_0.q8_1", "mul_mat.q4_0.float")
 
@@ -50,12 +37,13 @@ class OneKernel:
     def target(self, device_id, cpu_flags):
         return self._target
 
-    def module(self, target, format):
+    def module(self, target, spec):
+        assert spec == self._spec
         with Compilations(Compiler.find()) as compilations:
-            vmfb = compile_module(Module(target, format, (self._spec,)), compilations, Cache()).read_bytes()
+            vmfb = compile_module(Module(target, spec.format, (spec,)), compilations, Cache()).read_bytes()
         objdump = Objdump.find()
         assert isinstance(objdump, Objdump) and waits.check_vmfb(vmfb, objdump) == []
-        return bundle.Module.of(format, vmfb, (self._spec,), target)
+        return bundle.Module.of(spec.key, vmfb, (spec,), target)
 
 
 def failures(target, spec, options):
@@ -78,14 +66,15 @@ def test_kernel(environment, processor, key):
 @pytest.mark.parametrize("key", SOME)
 def test_firmware_that_does_not_preload_arguments(environment, key):
     """Kernels for gfx942 start with code for it."""
-    assert not failures(GFX942, KernelSpec.parse(key), Options(preload=False))
+    assert not failures(TARGETS["gfx942"], KernelSpec.parse(key), Options(preload=False))
 
 
-def test_each_kind_of_processor_is_here_or_a_target():
-    """Those left out differ from one that is here in their number only."""
-    tried = {name[:-1] for name in (*OTHERS, *GENERATIONS)}
+def test_each_kind_of_processor_is_among_those_that_run():
+    """Those left out differ from one that runs in their number only."""
+    tried = {name[:-1] for name in (*TARGET_OF, *GENERATIONS)}
     assert {name[:-1] for name in PROCESSORS} <= tried
-    assert {target.id for target in TARGETS.values() if target.family == "rocm"} <= {*OTHERS, *GENERATIONS}
+    assert set(ROCM) <= set(PROCESSORS)
+    assert {generation(id) for id in ROCM} == {generation(id) for id in GENERATIONS}
 
 
 def test_something_of_everything():

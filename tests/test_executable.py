@@ -4,12 +4,12 @@ import struct
 from collections.abc import Mapping
 
 import pytest
+from compiled import module_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iq.bundle import Executable, Vmfb
 from iq.bundle.flatbuffer import Table
-from iq.compile.ondemand import CompileOnDemand
 from iq.errors import BytecodeError
 from iq.kernels import Dispatch, kernels, plan
 from iq.targets import TARGETS, Target
@@ -22,7 +22,7 @@ def declared(target: Target, fmt: str) -> Mapping[str, Dispatch]:
 
 
 def executable(target: str, fmt: str) -> bytes:
-    [data] = Vmfb.parse(CompileOnDemand().module(TARGETS[target], fmt).vmfb).executables.values()
+    [data] = Vmfb.parse(module_of(TARGETS[target], fmt).vmfb).executables.values()
     return data
 
 
@@ -55,13 +55,13 @@ def test_what_the_compiler_wrote(environment: None, target: Target, fmt: str) ->
 
 def test_the_vmfb_finds_its_code(environment: None) -> None:
     for target, fmt in (("gfx1100", "q8_1"), ("sm_90", "q8_1")):
-        vmfb = Vmfb.parse(CompileOnDemand().module(TARGETS[target], fmt).vmfb)
+        vmfb = Vmfb.parse(module_of(TARGETS[target], fmt).vmfb)
         assert vmfb.executable == Executable.parse(executable(target, fmt))
-    assert Vmfb.parse(CompileOnDemand().module(TARGETS["x86-64-v3"], "q8_1").vmfb).executable is None
+    assert Vmfb.parse(module_of(TARGETS["x86-64-v3"], "q8_1").vmfb).executable is None
 
 
 def test_several_executables_in_a_vmfb(small: bytes) -> None:
-    vmfb = Vmfb.parse(CompileOnDemand().module(TARGETS["gfx1100"], "q8_1").vmfb)
+    vmfb = Vmfb.parse(module_of(TARGETS["gfx1100"], "q8_1").vmfb)
     vmfb.executables["another.fb"] = small
     with pytest.raises(BytecodeError, match=r"a vmfb with 2 executables, where one is expected: .*another\.fb"):
         _ = vmfb.executable

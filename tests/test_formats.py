@@ -7,22 +7,37 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from format_samples import DIRECT, QUANTIZED, bits_of, block_of, extreme_imatrix, extremes, filled, ggml_type, normal, quant_bytes, reach
+from format_samples import (
+    DIRECT,
+    QUANTIZED,
+    bits_of,
+    block_of,
+    extreme_imatrix,
+    extremes,
+    filled,
+    ggml_type,
+    needed_imatrix,
+    normal,
+    quant_bytes,
+    reach,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iq.errors import DtypeError, FormatError, ShapeError
 from iq.formats import FORMATS, Format, dequantize, format_of, quantize
+from iq.gguf.types import TYPES
 
 # Sizes and names.
 
 
 @pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 def test_names_ids_and_sizes_are_ggmls(form: type[Format]) -> None:
-    """gguf-py's table, but for q8_1: 36 bytes in ggml's C, 40 in the table."""
-    type = gguf.GGMLQuantizationType[form.name.upper()]
-    expected = (32, 36) if form.name == "q8_1" else gguf.GGML_QUANT_SIZES[type]
-    assert (form.type, form.block_size, form.type_size) == (type.value, *expected)
+    """gguf-py's table, but for q8_1: 36 bytes in ggml's C, 40 in the table. What it does not have yet is held to iq.gguf's own table."""
+    type = ggml_type(form)
+    name, *expected = TYPES[form.type]
+    assert (form.name, form.block_size, form.type_size) == (name, *expected)
+    assert type is None or (type.name.lower(), *gguf.GGML_QUANT_SIZES[type]) in ((name, *expected), ("q8_1", 32, 40))
     assert (form.kernel_block_weights(), form.kernel_block_bytes()) == (
         max(expected[0], 8),
         expected[1] * max(expected[0], 8) // expected[0],
@@ -64,7 +79,8 @@ def test_weights_of_a_sub_block_share_scale_and_min(form: type[Format]) -> None:
     packed[:, quant_bytes(form)] = 0xFF
     sub_blocks = dequantize(packed, form.name).reshape(-1, form.sub_block)
     assert (sub_blocks == sub_blocks[:, :1]).all()
-    assert len(np.unique(sub_blocks[:, 0])) > len(sub_blocks) // 2 or form.block_size == form.sub_block
+    if form.f16_fields and form.type_size > 2 * len(form.f16_fields) + np.count_nonzero(quant_bytes(form)):  # sub-blocks have scales
+        assert len(np.unique(sub_blocks[:, 0])) > 2 * len(packed)
 
 
 @pytest.mark.parametrize("form", [FORMATS[name] for name in DIRECT], ids=DIRECT)
@@ -86,7 +102,7 @@ def test_interleave_is_the_length_of_runs_that_share_bytes(form: type[Format]) -
 @pytest.mark.parametrize(
     ("alias", "name"),
     [
-        *[(spelling, name) for name in FORMATS for spelling in (name, name.upper(), ggml_type(FORMATS[name]))],
+        *[(spelling, name) for name in FORMATS for spelling in (name, name.upper(), ggml_type(FORMATS[name])) if spelling],
         ("q4k", "q4_k"),
         ("Q6K", "q6_k"),
         ("q6_K", "q6_k"),
@@ -111,7 +127,7 @@ def test_unknown_formats_are_refused_with_the_known(name: Any) -> None:
 def test_shapes(name: str, leading: list[int], blocks: int, seed: int) -> None:
     form = FORMATS[name]
     weights = normal((*leading, blocks * form.block_size), seed)
-    packed = quantize(weights, name)
+    packed = quantize(weights, name, needed_imatrix(form, weights.shape[-1]))
     assert packed.dtype == np.uint8
     assert packed.shape == (*leading, blocks * form.type_size)
     restored = dequantize(packed, name)
@@ -120,13 +136,14 @@ def test_shapes(name: str, leading: list[int], blocks: int, seed: int) -> None:
     # Blocks are independent, and in order.
     flat, one = packed.reshape(-1, form.type_size), weights.reshape(-1, form.block_size)
     for i in range(0, len(one), 5):
-        np.testing.assert_array_equal(quantize(one[i], name), flat[i])
+        np.testing.assert_array_equal(quantize(one[i], name, needed_imatrix(form, form.block_size)), flat[i])
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_layout_and_dtype_do_not_matter(name: str) -> None:
     weights = normal((6, 512)).astype(np.float16)
-    expected = quantize(weights.astype(np.float32), name)
+    needed = needed_imatrix(FORMATS[name], 512)
+    expected = quantize(weights.astype(np.float32), name, needed)
     imatrix = np.linspace(1, 2, 512)
     for same in (
         weights,
@@ -135,7 +152,7 @@ def test_layout_and_dtype_do_not_matter(name: str) -> None:
         np.asfortranarray(weights),
         np.repeat(weights, 2, axis=1)[:, ::2],
     ):
-        np.testing.assert_array_equal(quantize(same, name), expected)
+        np.testing.assert_array_equal(quantize(same, name, needed), expected)
     np.testing.assert_array_equal(quantize(weights, name, imatrix), quantize(weights, name, imatrix.astype(np.float32)))
     np.testing.assert_array_equal(dequantize(np.repeat(expected, 2, axis=1)[:, ::2], name), dequantize(expected, name))
 

@@ -3,21 +3,24 @@
 from collections.abc import Mapping
 
 import pytest
-from tiers import MODULES
+from compiled import vmfb_of
+from tiers import GENERATIONS, MODULES, OTHERS, ROCM
 
-from iq.compile.ondemand import CompileOnDemand
+from iq.cache import Cache
+from iq.compile.build import Module, compile_module
+from iq.compile.compiler import Compilations, Compiler
 from iq.formats import FORMATS, Format
 from iq.inspect import Dispatch, inspect
 from iq.inspect.disassembly import Objdump
 from iq.kernels import Dispatch as Declared
-from iq.kernels import kernels, plan
-from iq.kernels.schedules import ElementSchedule, Q8Schedule, VecSchedule
+from iq.kernels import KernelSpec, kernels, plan
+from iq.kernels.schedules import ElementSchedule, MatrixSchedule, Q8Schedule, VecSchedule
 from iq.targets import TARGETS, Target
 
 
 def compiled(target: Target, fmt: type[Format]) -> list[tuple[Declared, Dispatch]]:
     """The dispatches of a format's module, as declared and as compiled."""
-    [report] = inspect(CompileOnDemand().vmfb(target, fmt.name))
+    [report] = inspect(vmfb_of(target, fmt.name))
     assert target.family == "cuda" or report.processor == target.id
     declared = {d.name: d for spec in kernels(target) if spec.format == fmt.name for d in plan(spec, target)}
     assert set(declared) == {d.name for d in report.dispatches}
@@ -69,20 +72,35 @@ def test_results_are_written_in_128_bit_stores(module):
 
 
 def test_quantized_matvec_and_mul_mat_use_dot4(module):
-    _, fmt, dispatches = module
+    target, fmt, dispatches = module
     integer = of_unit(dispatches, "dot")
     assert bool(integer) == (fmt.kind == "weights")
     for d in integer:
-        assert mix(d)["dot"] >= 8, d.name
+        assert mix(d).get("dot", 0) >= 8 or target.dot == "none", d.name
+        assert "dot" not in mix(d) or target.dot != "none", d.name
 
 
 def test_float_mul_mat_uses_the_matrix_unit(module):
     target, fmt, dispatches = module
-    tiles = of_unit(dispatches, "matrix")
+    tiles = [(declared.schedule, d) for declared, d in dispatches if declared.kernel.unit == "matrix"]
     assert bool(tiles) == (fmt.kind == "weights")
-    for d in tiles:
-        assert mix(d)[target.matrix.instructions] >= 16
+    for s, d in tiles:
+        # A wave multiplies each of its 16x16 results at least twice for the 32 k of a step.
+        assert isinstance(s, MatrixSchedule)
+        assert mix(d)[target.matrix.instructions] >= 2 * (s.tile_n // s.waves_n // 16) * (s.tile_m // s.waves_m // 16), d.name
         assert mix(d)["barrier"] >= 2
+
+
+@pytest.mark.parametrize("id", [id for id in ROCM if id not in (*GENERATIONS, *OTHERS)])
+def test_processors_that_differ_in_their_number(environment, id):
+    """One kernel, which nothing keeps from being compiled for each."""
+    spec = KernelSpec.parse("mul_mat_vec.q4_k.1")
+    with Compilations(Compiler.find()) as compilations:
+        [report] = inspect(compile_module(Module(TARGETS[id], spec.format, (spec,)), compilations, Cache()))
+    assert report.processor == id
+    for d in report.dispatches:
+        assert (d.facts["vgpr_spills"], d.facts["sgpr_spills"], d.facts["scratch"]) == (0, 0, 0), d.name
+    assert sum(mix(d).get("dot", 0) for d in report.dispatches) >= 8
 
 
 @pytest.mark.parametrize("fmt", [f for f in FORMATS.values() if f.kind == "weights"], ids=lambda f: f.name)

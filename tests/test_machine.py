@@ -218,9 +218,9 @@ same:
 
 def test_a_compiled_kernel() -> None:
     """IREE's code for quantize_q8_1, launched by hand: rows of 100 values, padded to 128."""
-    from iq.compile.ondemand import CompileOnDemand
+    from compiled import module_of
 
-    vmfb = Vmfb.parse(CompileOnDemand().module(TARGETS["gfx1100"], "q8_1").vmfb)
+    vmfb = Vmfb.parse(module_of(TARGETS["gfx1100"], "q8_1").vmfb)
     [elf] = [elf for executable in vmfb.executables.values() for elf in codeobject.find(executable)]
     x = np.random.default_rng(0).standard_normal((3, 100)).astype(np.float32)
     memory, padded = Memory(), np.pad(x, ((0, 0), (0, 28)))

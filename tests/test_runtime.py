@@ -29,18 +29,18 @@ class Counting:
     """Compiles on demand, counts what it is asked for, and hands modules out as `form` changes them."""
 
     def __init__(self, form=lambda module: module):
-        from iq.compile.ondemand import CompileOnDemand
+        from compiled import FormatsOnDemand
 
-        self._compiler = CompileOnDemand()
+        self._compiler = FormatsOnDemand()
         self._form = form
         self.asked = []
 
     def target(self, device_id, cpu_flags):
         return self._compiler.target(device_id, cpu_flags)
 
-    def module(self, target, format):
-        self.asked.append(format)
-        return self._form(self._compiler.module(target, format))
+    def module(self, target, spec):
+        self.asked.append(spec.key)
+        return self._form(self._compiler.module(target, spec))
 
 
 def has_library(name):
@@ -215,9 +215,9 @@ def test_a_module_is_loaded_once_and_only_when_needed():
     w.matmul(np.ones((1, 32), np.float32))
     w.dequantize()
     w.matmul(np.ones((3, 32), np.float32))
-    assert provider.asked == ["q4_0"]
+    assert provider.asked == [Q4_0_VEC.key]
     w.matmul(np.ones((1, 32), np.float16))
-    assert provider.asked == ["q4_0", "f16"]
+    assert [KernelSpec.parse(key).format for key in provider.asked] == ["q4_0", "f16"]
     assert device.library.kernel(Q4_0_VEC) is device.library.kernel(Q4_0_VEC)
 
 
@@ -232,13 +232,13 @@ def test_threads_that_start_together_load_a_module_once():
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(look_up, range(8)))) == 1
-    assert provider.asked == ["q4_0"]
+    assert provider.asked == [Q4_0_VEC.key]
 
 
 def test_a_kernel_that_the_module_lacks():
     # The module of q4_0 in the place of q8_0's.
     provider = Counting()
-    q4_0 = provider.module(provider.target(DeviceId("cpu"), cpu_flags()), "q4_0")
+    q4_0 = provider.module(provider.target(DeviceId("cpu"), cpu_flags()), Q4_0_VEC)
     device = runtime.Device("cpu", provider=Counting(lambda _: q4_0), threads=1)
     with pytest.raises(NoKernelError, match=r"mul_mat_vec\.q8_0\.1"):
         device.library.kernel(KernelSpec("mul_mat_vec", "q8_0", columns=1))

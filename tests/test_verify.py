@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import CPU_TARGETS
+from tiers import DISTINCT
 
 import iq
 from iq import kernels
@@ -26,9 +27,10 @@ from iq.kernels.ops import SCALE_ROWS
 from iq.targets import TARGETS
 from iq.verify import report as reports
 from iq.verify.case import Check
-from iq.verify.cases import LANES, THREAD_VALUES, THREADS, cases
+from iq.verify.cases import cases
 from iq.verify.devices import APPROXIMATIONS, EMULATED, Opened, open_real
 from iq.verify.peaks import PEAKS, Work, roofline
+from iq.verify.products import LANES, THREAD_VALUES, THREADS
 from iq.verify.results import TargetReport
 from iq.verify.run import run, verify, verify_bundle
 
@@ -54,7 +56,7 @@ def passed(cpu_bundle, cpu) -> TargetReport:
 
 
 def test_every_kernel_has_cases():
-    for target in TARGETS.values():
+    for target in DISTINCT:
         for spec in kernels.kernels(target):
             names = [case.name for case in cases(spec, target)]
             assert len(names) == len(set(names)) >= 2, spec.key

@@ -5,23 +5,44 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from iq.bundle.manifest import MANIFEST
 from iq.bundle.module import Module
 from iq.bundle.reading import Bundle, find, read_manifest
 from iq.errors import BundleError, NoArtifactError
-from iq.targets import Accepted, DeviceId, Rejected, Target, match
+from iq.kernels import KernelSpec
+from iq.targets import TARGETS, Accepted, DeviceId, Rejected, Target, match
 
 
-def best_match(artifacts: Iterable[str], device_id: DeviceId, cpu_flags: frozenset[str], candidates: str) -> str:
+def best_match(artifacts: Iterable[str], device_id: DeviceId, cpu_flags: frozenset[str], path: Path | None = None) -> str:
     """The id of the artifact that fits a device best (see iq.targets.match).
 
-    candidates: what the artifacts are called in the message. Raises NoArtifactError where none fits, with the reason for each.
+    path: of the bundles that the artifacts are; None where they are the targets that iq compiles for.
+    Raises NoArtifactError where none fits: what the device is, why those near it do not fit, and the command that makes what does.
     """
     verdicts = {artifact: match(DeviceId.parse(artifact), device_id, cpu_flags) for artifact in artifacts}
     accepted = [(verdict.rank, artifact) for artifact, verdict in verdicts.items() if isinstance(verdict, Accepted)]
-    if not accepted:
-        reasons = [f"\n  {artifact}: {verdict.reason}" for artifact, verdict in verdicts.items() if isinstance(verdict, Rejected)]
-        raise NoArtifactError(f"none of {candidates} runs on {device_id}:{''.join(reasons)}\n`iq targets` lists what `iq compile` can make")
-    return min(accepted)[1]
+    if accepted:
+        return min(accepted)[1]
+    near = [verdict.reason for verdict in verdicts.values() if isinstance(verdict, Rejected) and verdict.near]
+    if path is None:
+        lines = [f"iq does not compile for {device_id}", *near, "`iq targets` lists what it compiles for"]
+    else:
+        lines = [
+            f"{path} has no kernels for {device_id}: it has those for {', '.join(verdicts)}",
+            *near,
+            _remedy(device_id, cpu_flags, path),
+        ]
+    raise NoArtifactError("\n".join(lines))
+
+
+def _remedy(device_id: DeviceId, cpu_flags: frozenset[str], path: Path) -> str:
+    """What to do where the bundles at a path have nothing for a device."""
+    try:
+        target = best_match(TARGETS, device_id, cpu_flags)
+    except NoArtifactError as error:
+        return str(error)
+    lies_in = path if path.is_dir() and not (path / MANIFEST).exists() else Path("artifacts")
+    return f"`iq compile --target {target} --out {lies_in}` makes them"
 
 
 class Bundles:
@@ -44,13 +65,13 @@ class Bundles:
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str] = frozenset()) -> Target:
         """The target whose artifacts fit the device best: pinned to its features, else for any; its bundle is checked now.
 
-        Raises NoArtifactError with what there is and why each was rejected, and what Bundle.open raises.
+        Raises NoArtifactError with what there is and what to do, and what Bundle.open raises.
         """
-        return self._bundle(best_match(self._paths, device_id, cpu_flags, f"the artifacts in {self.path}")).target
+        return self._bundle(best_match(self._paths, device_id, cpu_flags, self.path)).target
 
-    def module(self, target: Target, format: str) -> Module:
-        """A format's kernels for a target that `target()` returned. Raises as `Bundle.module` does."""
-        return self._bundle(target.id).module(format)
+    def module(self, target: Target, spec: KernelSpec) -> Module:
+        """The kernels of a kernel's format, for a target that `target()` returned. Raises as `Bundle.module` does."""
+        return self._bundle(target.id).module(spec.format)
 
     def _bundle(self, target: str) -> Bundle:
         if target not in self._paths:

@@ -56,7 +56,7 @@ class Bundle:
         manifest = _manifest(files, path)
         target = TARGETS.get(manifest.device_id.processor)
         if target is None:
-            raise ManifestError(f"{path}: compiled for {manifest.target}; this version of iq knows {', '.join(TARGETS)}")
+            raise ManifestError(f"{path}: compiled for {manifest.target}, which this version of iq does not know (`iq targets`)")
         if manifest.executable_format != target.executable_format:
             raise BytecodeError(f"{path}: holds {manifest.executable_format!r} code, but {target.id} runs {target.executable_format!r}")
         _check_bytecode(manifest.bytecode, path)

@@ -19,11 +19,13 @@ from iq.bundle import Bundle, find, read_manifest
 from iq.cli.bench import bench_command
 from iq.cli.devices import devices_command
 from iq.cli.doctor import doctor_command
+from iq.cli.quantize import quantize_command
 from iq.cli.show import json_option, print_json, print_list, print_table, progress
 from iq.errors import BundleError, FormatError, IqError, KernelKeyError, NoArtifactError, ShapeError, TargetError
 from iq.extras import extra_of, install
 from iq.kernels import KernelSpec, Problem
 from iq.kernels import kernels as all_kernels
+from iq.products import products_of
 from iq.targets import TARGETS, Target, parse_targets
 
 
@@ -51,7 +53,7 @@ def _one_target(context: click.Context, parameter: click.Parameter, name: str) -
     return targets[0]
 
 
-_target = click.option("--target", required=True, callback=_one_target, help="A target's id, as `iq targets` lists them.")
+_target = click.option("--target", required=True, callback=_one_target, help="A target's id or a product's name (see `iq targets`).")
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,12 +62,12 @@ def main() -> None:
     """GGML-quantized tensor ops: compile kernels, look at them, quantize models."""
 
 
-for _command in (bench_command, devices_command, doctor_command):
+for _command in (bench_command, devices_command, doctor_command, quantize_command):
     main.add_command(_command)
 
 
 @main.command("compile")
-@click.option("--target", "targets", required=True, help="Comma-separated ids or groups: gfx942,gfx1100,cpu (`iq targets` lists them).")
+@click.option("--target", "targets", required=True, help="Ids, products or groups: gfx942,rx7900xtx,cpu (`iq targets` lists them).")
 @click.option("--format", "formats", help="Comma-separated formats; all by default.")
 @click.option("--op", "op_names", help="Comma-separated ops; all by default.")
 @click.option("--out", default="artifacts", show_default=True, type=click.Path(path_type=Path), help="Where the bundles go.")
@@ -269,25 +271,30 @@ def render_command(key: str, target: Target) -> None:
 @main.command("targets")
 @json_option
 def targets_command(as_json: bool) -> None:
-    """The targets that iq compiles for."""
-    shown = ("id", "family", "wave", "dot", "matrix", "matrix_cores", "lds", "cpu_requires")
-    rows = [{name: getattr(t, name) for name in shown} for t in TARGETS.values()]
-    print_table([row | {"cpu_requires": sorted(row["cpu_requires"])} for row in rows], as_json)
+    """The targets that iq compiles for, and the products that have them, whose names stand for them in --target."""
+    shown = ("id", "family", "wave", "dot", "matrix_cores", "lds")
+    rows = [
+        {name: getattr(t, name) for name in shown}
+        | {"matrix": t.matrix.name if t.matrix else "", "cpu_requires": sorted(t.cpu_requires), "products": products_of(t.id)}
+        for t in TARGETS.values()
+    ]
+    print_table(rows, as_json)
 
 
 @main.command("explain")
 @click.option("--format", "format_name", required=True, help="The weight's format.")
 @_target
-@click.option("--m", required=True, type=int, help="Rows of activations.")
+@click.option("--m", required=True, type=int, help="Rows of activations; with --experts, picks.")
 @click.option("--n", required=True, type=int, help="Rows of the weight.")
 @click.option("--k", required=True, type=int, help="Length of a row.")
+@click.option("--experts", default=0, help="Of so many weights, each pick takes one (QTensor.moe).")
 @click.option("--via", help="What the activations become: q8_1 or float; by default what format, target and shape suggest.")
 @json_option
-def explain_command(format_name: str, target: Target, m: int, n: int, k: int, via: str | None, as_json: bool) -> None:
+def explain_command(format_name: str, target: Target, m: int, n: int, k: int, experts: int, via: str | None, as_json: bool) -> None:
     """Which kernel multiplies a matrix, why, what else there is, and how it is laid over the target."""
     from iq.compile.explain import explain
 
-    explanation = explain(format_name, target, Problem(m, n, k), via)
+    explanation = explain(format_name, target, Problem(m, n, k, experts), via)
     if as_json:
         print_json(explanation)
         return
@@ -295,25 +302,6 @@ def explain_command(format_name: str, target: Target, m: int, n: int, k: int, vi
     print_table(
         [{"dispatch": d["name"], **{k: v for k, v in d.items() if k != "name"}} for d in map(dataclasses.asdict, explanation.dispatches)]
     )
-
-
-@main.command("quantize")
-@click.argument("source", metavar="IN.gguf", type=click.Path(path_type=Path))
-@click.argument("destination", metavar="OUT.gguf", type=click.Path(path_type=Path))
-@click.option("--type", "format_name", required=True, help="What to quantize to: q4_k, for example.")
-@json_option
-def quantize_command(source: Path, destination: Path, format_name: str, as_json: bool) -> None:
-    """Quantize the matrices of a GGUF file; tensors that are no f32, f16 or bf16 matrices of whole blocks are copied."""
-    from iq.gguf.convert import quantize_file
-
-    with progress() as step:
-        converted = quantize_file(source, destination, format_name, step)
-    if as_json:
-        print_json(converted)
-        return
-    quantized = sum(c.was != c.format for c in converted)
-    before, after = sum(c.bytes_before for c in converted), sum(c.bytes_after for c in converted)
-    click.echo(f"{destination}: {quantized} of {len(converted)} tensors quantized, {before} bytes of tensors now {after}")
 
 
 def _show_bundles(paths: Iterable[Path], as_json: bool) -> None:

@@ -110,7 +110,7 @@ def _match(device: Found, bundles: Bundles | None) -> None:
     """Which target's kernels it would run, and whether a bundle has them."""
     identity, flags = DeviceId.parse(device.id), cpu_flags() if device.id == "cpu" else frozenset()
     try:
-        device.target = best_match(TARGETS, identity, flags, "the targets that iq compiles for")
+        device.target = best_match(TARGETS, identity, flags)
         if bundles:
             device.bundle = ""
             device.bundle = bundles.target(identity, flags).id

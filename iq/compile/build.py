@@ -119,17 +119,19 @@ def compile_modules(
     return vmfbs
 
 
-def compile_module(module: Module, compilations: Compilations, cache: Cache) -> Path:
-    """The vmfb of a module in the cache, compiled if it is not there.
+def compile_module(
+    module: Module, compilations: Compilations, cache: Cache, starting: Callable[[Module], None] = lambda module: None
+) -> Path:
+    """The vmfb of a module in the cache, compiled if it is not there. starting: called before a compiler starts.
 
     Raises CompileError. It names one kernel: those of a module that fails are compiled one by one until the first that fails alone.
     """
     try:
-        return _compile(module, compilations, cache)
+        return _compile(module, compilations, cache, starting)
     except CompileError as error:
         if len(module.specs) > 1:
             for spec in module.specs:
-                _compile(Module(module.target, module.format, (spec,)), compilations, cache)
+                _compile(Module(module.target, module.format, (spec,)), compilations, cache, starting)
             error.add_note("Each of these kernels compiles when it is alone in a module.")
         raise
 
@@ -144,10 +146,11 @@ def mlir_of(module: Module) -> str:
         raise CompileError(f"{module.title} does not render:\n\n{diagnostics.show_line(error.text, error.line, str(error))}") from error
 
 
-def _compile(module: Module, compilations: Compilations, cache: Cache) -> Path:
+def _compile(module: Module, compilations: Compilations, cache: Cache, starting: Callable[[Module], None]) -> Path:
     mlir = mlir_of(module)
     path = cache.path(".vmfb", *compilations.compiler.inputs(mlir))
     if not path.is_file():
+        starting(module)
         cache.store(path, compilations.compile(mlir, module.title))
     return path
 

@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import sys
+from functools import cached_property
 from pathlib import Path
 
-from iq import bundle, kernels
+from iq import bundle
 from iq.cache import Cache
-from iq.compile.build import compile_module, modules_of
+from iq.compile.build import Module, compile_module
 from iq.compile.compiler import Compilations, Compiler
 from iq.errors import NoCompilerError
+from iq.kernels import KernelSpec
 from iq.targets import TARGETS, DeviceId, Target
-
-_log = logging.getLogger(__name__)
 
 
 class CompileOnDemand:
-    """A provider of modules that compiles them into the cache. Several processes may use the same cache."""
+    """A provider of modules that compiles them into the cache, kernel by kernel. Several processes may use the same cache.
+
+    A compile takes a second or so: a line on stderr says which kernel it is for, unless IQ_QUIET is set.
+    """
 
     def __init__(self, cache: Cache | None = None) -> None:
         self._cache = cache or Cache()
 
+    @cached_property
+    def _compiler(self) -> Compiler:
+        return Compiler.find()
+
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str] = frozenset()) -> Target:
-        """The target that fits a device best. Raises NoArtifactError, with why each was rejected, when none does."""
-        return TARGETS[bundle.best_match(TARGETS, device_id, cpu_flags, "the targets that iq compiles for")]
+        """The target that fits a device best. Raises NoArtifactError when none does."""
+        return TARGETS[bundle.best_match(TARGETS, device_id, cpu_flags)]
 
-    def module(self, target: Target, format: str) -> bundle.Module:
-        """All kernels of a format for a target; compiled now if the cache lacks them. Raises as `vmfb` does."""
-        specs = [spec for spec in kernels.select(format) if spec.exists(target)]
-        return bundle.Module.of(f"{target.id}/{format}", self.vmfb(target, format).read_bytes(), specs, target)
+    def module(self, target: Target, spec: KernelSpec) -> bundle.Module:
+        """A module that holds a kernel alone; compiled now if the cache lacks it. Raises as `vmfb` does."""
+        return bundle.Module.of(f"{target.id}/{spec.key}", self.vmfb(target, spec).read_bytes(), (spec,), target)
 
-    def vmfb(self, target: Target, format: str) -> Path:
-        """The file with all kernels of a format for a target; compiled now if the cache lacks it.
+    def vmfb(self, target: Target, spec: KernelSpec) -> Path:
+        """The file that holds a kernel for a target; compiled now if the cache lacks it.
 
-        Raises NoCompilerError without a compiler or when IQ_DISABLE_COMPILE is set, FormatError, CompileError.
+        Raises NoCompilerError without a compiler or when IQ_DISABLE_COMPILE is set, KernelKeyError for a kernel that the target does not
+        have, CompileError.
         """
         if os.environ.get("IQ_DISABLE_COMPILE"):
             raise NoCompilerError(
-                f"the {format} kernels for {target.id} have to be compiled, but IQ_DISABLE_COMPILE is set: "
-                f"unset it, or name a bundle that holds them (IQ_BUNDLE_PATH; `iq compile --target {target.id} --format {format}`)"
+                f"{spec.key} for {target.id} has to be compiled, but IQ_DISABLE_COMPILE is set: "
+                f"unset it, or name a bundle that holds it (IQ_BUNDLE_PATH; `iq compile --target {target.id} --format {spec.format}`)"
             )
-        [module] = modules_of(target, kernels.select(format))
-        with Compilations(Compiler.find()) as compilations:
-            _log.info("kernels of %s: compiling, unless they are in %s", module.name, self._cache.directory)
-            return compile_module(module, compilations, self._cache)
+        with Compilations(self._compiler) as compilations:
+            return compile_module(Module(target, spec.format, (spec,)), compilations, self._cache, _say)
+
+
+def _say(module: Module) -> None:
+    if not os.environ.get("IQ_QUIET"):
+        print(f"iq: compiling {module.title}", file=sys.stderr, flush=True)

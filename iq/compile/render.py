@@ -156,11 +156,12 @@ def render(specs: Sequence[KernelSpec], target: Target) -> str:
     return notation.expand(_without_unused(rendered))
 
 
+_TABLE = re.compile(r'^(?:    //[^\n]*\n)*    "memref\.global"\(\) <\{sym_name = "(\w+)",.*?\(\) -> \(\)\n', re.MULTILINE | re.DOTALL)
 _PRIVATE = re.compile(r"^(?:    //[^\n]*\n)*    func\.func private @(\w+)\(.*?\n    \}\n", re.MULTILINE | re.DOTALL)
 
 
 def _without_unused(rendered: str) -> str:
-    """The module without the private functions that no dispatch calls, so that what is printed is what a kernel is made of."""
+    """The module without the private functions and tables that no dispatch uses, so that what is printed is what a kernel is made of."""
     return "".join(_used(part) for part in re.split(r"(?m)^(?=hal\.executable\.source )", rendered))
 
 
@@ -169,5 +170,6 @@ def _used(executable: str) -> str:
         named = Counter(re.findall(r"@(\w+)\(", executable))  # once where a function is defined
         unused = {name for name in _PRIVATE.findall(executable) if named[name] == 1}
         if not unused:
-            return executable
+            break
         executable = _PRIVATE.sub(lambda found: "" if found[1] in unused else found[0], executable)  # noqa: B023
+    return _TABLE.sub(lambda found: found[0] if f"get_global @{found[1]} " in executable else "", executable)

@@ -6,10 +6,24 @@ templates/formats/<name>.mlir.j2 holds the functions that load and decode a bloc
 
 # isort: off
 # Importing a family registers its formats; FORMATS and the messages list them in this order.
-from iq.formats import plain, legacy, k, ternary, codebook
+from iq.formats import plain, legacy, k, codebook, grid, ternary
 
 # isort: on
 from iq.formats.arrays import dequantize, quantize
 from iq.formats.base import FORMATS, Format, Kind, Named, format_of
 
-__all__ = ["FORMATS", "Format", "Kind", "Named", "codebook", "dequantize", "format_of", "k", "legacy", "plain", "quantize", "ternary"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Kind",
+    "Named",
+    "codebook",
+    "dequantize",
+    "format_of",
+    "grid",
+    "k",
+    "legacy",
+    "plain",
+    "quantize",
+    "ternary",
+]

@@ -24,8 +24,9 @@ def quantize(array: ArrayLike, fmt: str | Named, imatrix: ArrayLike | None = Non
     Work is spread over a thread per processor.
 
     Raises FormatError for an unknown format, for weights that are NaN or infinite as float32 (unless the format is a plain float; ggml
-    refuses them too) and for such an imatrix; DtypeError for other element types; ShapeError if there is no last dimension, if it is no
-    multiple of the block, or if the imatrix does not match it.
+    refuses them too) and for such an imatrix, for a format that requires an imatrix if there is none, and for weights on which ggml aborts
+    (iq1 to iq3, beyond 1e18 or so); DtypeError for other element types; ShapeError if there is no last dimension, if it is no multiple of
+    the block, or if the imatrix does not match it.
     """
     form, given, columns = checked(array, fmt, imatrix)
     k = given.shape[-1]
@@ -62,6 +63,11 @@ def checked(array: ArrayLike, fmt: str | Named, imatrix: ArrayLike | None) -> tu
         _require_finite(columns, "imatrix", form)
     if form.block_size > 1:
         _require_finite(given, "array", form)
+    if imatrix is None and form.imatrix == "required":
+        raise FormatError(
+            f"{form.name} cannot be quantized without an imatrix, in ggml as here: give imatrix=, how much each of the {k} columns matters "
+            "(from llama-imatrix, or the mean squares of activations)"
+        )
     return form, given, columns
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iq.errors import FormatError, ShapeError
-from iq.formats.packing import Bytes, Floats, f16_bytes
+from iq.formats.packing import Bytes, Floats, f16_bytes, f16_values
 
 Kind = Literal["weights", "plain", "activations"]
 
@@ -31,7 +31,7 @@ class Format:
     name: ggml's name in lower case. type: ggml's id.
     block_size, type_size: weights and bytes of a block, as ggml counts them.
     kind: "weights" are integers with scales, so that integer dot products apply; "plain" are floats; "activations" are for the other side
-        of a product, and kernels only ever write them.
+        of a product, and kernels only ever write them (q8_1), or have nothing to do with them (q8_K).
     zero: what to subtract from a stored quant. signed: whether the stored quant is an int8 rather than a uint8.
     mins: whether sub-blocks have a min.
     sub_block: consecutive weights that share scale and min; 0 for plain formats, which have no scales.
@@ -92,7 +92,7 @@ class Format:
 
     @classmethod
     def set_blocks(cls, blocks: Floats) -> Bytes:
-        """As quantize_blocks without weights, but to the bytes of ggml's from_float, which its set_rows takes: mostly the same."""
+        """As quantize_blocks without weights, to the bytes of ggml's from_float, which its set_rows takes: most formats' are the same."""
         return cls.quantize_blocks(blocks, None)
 
     @classmethod
@@ -106,6 +106,14 @@ class Format:
         return {}
 
     @classmethod
+    def finite(cls, packed: Bytes) -> NDArray[np.bool_]:
+        """Whether the scales of blocks uint8[n, type_size] are finite, as ggml_validate_row_data checks: bool[n]."""
+        finite = np.ones(len(packed), np.bool_)
+        for at in cls.f16_fields:
+            finite &= np.isfinite(f16_values(packed[:, at : at + 2])[:, 0])
+        return finite
+
+    @classmethod
     def set_scales(cls, packed: Bytes, scales: Floats, mins: Floats) -> None:
         """Write the scale of each block, and its min where it has one, into blocks uint8[n, type_size]: f32[n] each.
 
@@ -116,7 +124,7 @@ class Format:
 
     @classmethod
     def importance(cls, rows: Floats, imatrix: Floats) -> Floats:
-        """What quantize_blocks takes as weights, for f32[rows, k] and an imatrix f32[k]: f32[rows, k]. q4_0's depend on the whole row."""
+        """What quantize_blocks takes as weights, for f32[rows, k] and an imatrix f32[k]: f32[rows, k]. q4_0 to q5_1 see the whole row."""
         return np.broadcast_to(imatrix, rows.shape)
 
 

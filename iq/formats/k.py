@@ -184,11 +184,11 @@ class Q3_K(Format):
         scale = cls.scales_of(tail).ravel()
         quants = np.where(scale == 0, quants, np.clip(nearest_int(x / scale), -4, 3) + 4)
         stored = quants.astype(np.uint8).T.reshape(-1, 256)
-        return np.hstack([pack_bits(stored >> 2, 32), pack_pairs(stored & 3, 32), tail])
+        return np.hstack([pack_bits(stored >> np.uint8(2), 32), pack_pairs(stored & np.uint8(3), 32), tail])
 
     @classmethod
     def dequantize_blocks(cls, packed: Bytes) -> Floats:
-        quants = unpack_pairs(packed[:, 32:96], 32) | unpack_bits(packed[:, :32], 32) << 2
+        quants = unpack_pairs(packed[:, 32:96], 32) | unpack_bits(packed[:, :32], 32) << np.uint8(2)
         weights = (quants.view(np.int8) - np.int8(4)).reshape(-1, 16, 16).astype(np.float32)
         weights *= cls.scales_of(packed[:, 96:])[:, :, None]
         return weights.reshape(-1, 256)
@@ -241,7 +241,8 @@ class SixBitScales(QuantizedMins):
 
     @classmethod
     def weights_of(cls, x: Floats) -> Floats:
-        return np.sqrt(sum_in_order(x * x) / np.float32(32)) + np.abs(x)
+        weights: Floats = np.sqrt(sum_in_order(x * x) / np.float32(32)) + np.abs(x)
+        return weights
 
     @classmethod
     def round_scales(cls, scales: Floats) -> tuple[Floats, Bytes]:

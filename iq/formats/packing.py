@@ -10,7 +10,7 @@ Floats = NDArray[np.float32]
 
 # Bytes combined with Python's own integers are bytes too, but typed as any integer.
 FOUR, LOW = np.uint8(4), np.uint8(15)
-_PAIRS = np.array([[0], [2], [4], [6]], np.uint8)
+_PAIRS: Bytes = np.array([[0], [2], [4], [6]], np.uint8)
 
 
 def columns(values: Floats, members: int) -> Floats:
@@ -43,7 +43,8 @@ def unpack_nibbles(packed: Bytes, distance: int) -> Bytes:
 def pack_pairs(quants: Bytes, distance: int) -> Bytes:
     """Quants below 4, u8[n, k] -> u8[n, k / 4]: weights i, i + distance, i + 2 distance and i + 3 distance in one byte, lowest first."""
     fours = quants.reshape(len(quants), -1, 4, distance)
-    return np.bitwise_or.reduce(fours << _PAIRS, axis=2).reshape(len(quants), -1)
+    packed: Bytes = np.bitwise_or.reduce(fours << _PAIRS, axis=2)
+    return packed.reshape(len(quants), -1)
 
 
 def unpack_pairs(packed: Bytes, distance: int) -> Bytes:

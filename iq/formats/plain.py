@@ -27,6 +27,7 @@ class F16(Format):
     name, type = "f16", 1
     block_size, type_size = 1, 2
     kind = "plain"
+    f16_fields = (0,)
     quantizer = "plain"
 
     @classmethod

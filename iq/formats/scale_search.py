@@ -22,10 +22,16 @@ Ints = NDArray[np.int32]
 GROUP_MAX_EPS = np.float32(1e-15)
 
 
-def sum_in_order(terms: Floats) -> Floats:
-    """Sum f32[members, groups] over members, one after another as a C loop does -> f32[groups]."""
+def sum_in_order(terms: Floats, start: float = 0.0) -> Floats:
+    """Sum f32[members, groups] over members, one after another as a C loop does -> f32[groups].
+
+    start: what the loop starts from; -0.0 where that is the first term: of zeros alone it tells the sign, which is stored.
+    """
     # numpy adds row to row, in order, unless the rows are a single element: then it sums the column pairwise.
-    total: Floats = np.add.accumulate(terms, axis=0)[-1] if terms.shape[1] == 1 else np.add.reduce(terms, axis=0)
+    if terms.shape[1] == 1:
+        last: Floats = np.add.accumulate(terms, axis=0)[-1] + np.float32(start)
+        return last
+    total: Floats = np.add.reduce(terms, axis=0, initial=start)
     return total
 
 
@@ -139,7 +145,7 @@ def make_qkx2_quants(
     least, top = np.take_along_axis(x, x.argmin(axis=0, keepdims=True), axis=0)[0], x.max(axis=0)
     low = np.where(least > 0, np.float32(0), least)
     peak = np.maximum(top, -low)
-    sum_w, sum_x = sum_in_order(weights), sum_in_order(weights * x)
+    sum_w, sum_x = sum_in_order(weights), sum_in_order(weights * x, start=-0.0)
     zero, limit = np.zeros_like(top), np.full_like(top, nmax)  # rows, as in make_qx_quants
     quants, terms, wl = np.empty_like(x), np.empty_like(x), np.empty_like(x)
 
@@ -166,7 +172,7 @@ def make_qkx2_quants(
         return sum_in_order(np.multiply(weights, terms, out=terms))
 
     best_inverse, best_low = np.float32(nmax) / (top - low), low
-    scale, offset = np.float32(1) / best_inverse, low
+    scale, offset = np.float32(1) / best_inverse + np.float32(0), low  # + 0 turns -0 into 0: of zeros, top - low may be -0
     quantize(best_inverse, low)
     best = error_of(scale, offset)
     for step in range(nstep + 1):

@@ -19,7 +19,7 @@ class TQ1_0(Format):
     name, type = "tq1_0", 34
     block_size, type_size = 256, 54
     zero = 1
-    sub_block, interleave = 32, 1
+    sub_block, interleave = 16, 256
     f16_fields = (52,)
 
     @classmethod
@@ -70,7 +70,7 @@ class Q1_0(Format):
     name, type = "q1_0", 41
     block_size, type_size = 128, 18
     zero = 1
-    sub_block, interleave = 32, 1
+    sub_block, interleave = 32, 8
     f16_fields = (0,)
 
     @classmethod
@@ -91,7 +91,7 @@ class Q2_0(Format):
     name, type = "q2_0", 42
     block_size, type_size = 64, 18
     zero = 1
-    sub_block, interleave = 32, 1
+    sub_block, interleave = 32, 4
     f16_fields = (0,)
 
     @classmethod

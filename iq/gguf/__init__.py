@@ -4,11 +4,26 @@ from pathlib import Path
 
 from iq.gguf.convert import Converted, quantize_file
 from iq.gguf.file import GGUFFile, Packed
+from iq.gguf.imatrix import Imatrix, read_imatrix
 from iq.gguf.metadata import Value, ValueType
+from iq.gguf.mixes import MIXES
 from iq.gguf.reader import TensorInfo
 from iq.gguf.writer import write
 
-__all__ = ["Converted", "GGUFFile", "Packed", "TensorInfo", "Value", "ValueType", "open", "quantize_file", "write"]
+__all__ = [
+    "MIXES",
+    "Converted",
+    "GGUFFile",
+    "Imatrix",
+    "Packed",
+    "TensorInfo",
+    "Value",
+    "ValueType",
+    "open",
+    "quantize_file",
+    "read_imatrix",
+    "write",
+]
 
 
 def open(path: str | Path) -> GGUFFile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from iq.gguf.types import TYPE_IDS, TYPES
 from iq.qtensor import QTensor
 from iq.runtime.arrays import Array, Bytes, bytes_of, check_array, check_shape
 
+# A tensor's type as ggml's id, its shape and bytes.
+Described = tuple[int, tuple[int, ...], int]
+
 
 def write(path: str | Path, tensors: Mapping[str, QTensor | Packed | Array], metadata: Mapping[str, Any] | None = None) -> None:
     """Write a GGUF file; it appears whole, or not at all.
@@ -31,20 +34,28 @@ def write(path: str | Path, tensors: Mapping[str, QTensor | Packed | Array], met
     Raises ShapeError, DtypeError, LayoutError, FormatError, or GGUFError for metadata that cannot be written or where the gguf package is
     not installed.
     """
-    gguf = gguf_package()
-    path = Path(path)
     parts = {name: _describe(name, tensor) for name, tensor in tensors.items()}
-    with replacing(path) as new:
+    write_described(path, parts, metadata or {}, (_packed_bytes(tensor) for tensor in tensors.values()))
+
+
+def write_described(path: str | Path, parts: Mapping[str, Described], metadata: Mapping[str, Any], contents: Iterator[Bytes]) -> None:
+    """Write a GGUF file of tensors that are described first, and made one by one as they are written. It appears whole, or not at all.
+
+    parts: what the tensors will be, by name; contents: their bytes, in the same order. metadata: as `write` takes it.
+    Raises GGUFError for metadata that cannot be written, before anything of `contents` is taken, and what taking it raises.
+    """
+    gguf = gguf_package()
+    with replacing(Path(path)) as new:
         writer = gguf.GGUFWriter(new, arch="")
         try:
-            _add_metadata(writer, metadata or {})
+            _add_metadata(writer, metadata)
             for name, (type, shape, nbytes) in parts.items():
                 writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=gguf.GGMLQuantizationType(type))
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for tensor in tensors.values():
-                writer.write_tensor_data(_packed_bytes(tensor))
+            for data in contents:
+                writer.write_tensor_data(data)
         finally:
             writer.close()
 
@@ -57,7 +68,7 @@ def gguf_package() -> Any:
         raise GGUFError(f"writing GGUF files takes the gguf package, which is not installed: {install('gguf')}") from error
 
 
-def _describe(name: str, tensor: QTensor | Packed | Array) -> tuple[int, tuple[int, ...], int]:
+def _describe(name: str, tensor: QTensor | Packed | Array) -> Described:
     """A tensor's type as ggml's id, its shape and bytes, checked."""
     if isinstance(tensor, QTensor):
         return format_of(tensor.format).type, tensor.shape, tensor.nbytes

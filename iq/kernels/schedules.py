@@ -209,7 +209,10 @@ class MatrixSchedule(Schedule):
 
 @dataclass(frozen=True)
 class DotSchedule(Schedule):
-    """mul_mat_q8_1: tile_n x tile_m results a workgroup, thread_n x thread_m of them a thread."""
+    """mul_mat_q8_1: tile_n x tile_m results a workgroup, thread_n x thread_m of them a thread.
+
+    Four threads stage a row of each tile, so tile_n and tile_m are both 4 * thread_n * thread_m.
+    """
 
     tile_n: int
     tile_m: int
@@ -258,14 +261,17 @@ DEQUANTIZE_MUL_MAT_VEC: dict[str, tuple[VecSchedule, ...]] = {
 # the wave loads, and take registers. On an H200, in five formats at 32768 x 8192, 4 rows took 0.24 to 0.50 of the time of one with M = 8;
 # with M = 2 q8_0 does best with 1. On AMD by counting: instructions of the loop per 32 weights and row of activations, and waves that a
 # SIMD has room for. gfx1100, M = 8, with 1, 2, 4 rows: q4_0 23.2, 18.2, 15.3 (12, 12, 9 waves), q4_K 24.4, 20.8, 18.4 (12, 10, 6), q6_K
-# 29.0, 23.9 (9, 7), which spills with 4. gfx942: q4_0 20.0, 15.7, 14.0 (5, 4, 4), q4_K 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken
-# where they save a tenth and do not halve the waves; with M = 8, where instructions set the pace and not memory, also where they do.
-# Kernels for CPUs take a row at a time.
+# 29.0, 23.9 (9, 7), which spills with 4, as do q2_K, q3_K, iq1_m and on gfx1201 tq1_0 (8, 26, 20 and 3 VGPRs). gfx942: q4_0 20.0, 15.7,
+# 14.0 (5, 4, 4), q4_K 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken where they save a tenth and do not halve the waves; with M = 8, where
+# instructions set the pace, not memory, also where they do. On gfx1030 iq2_xs, iq2_s and iq1_m spill with 4 (29, 7 and 4 VGPRs). Kernels
+# for CPUs take a row at a time.
+_TWO_AT_MOST = {1: 1, 8: 2}
 MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {
     "rocm": {"": {1: 1, 4: 2, 8: 4}},
     "gfx90a": {"": {1: 1, 4: 2, 8: 4}, "q5_k": {2: 1, 4: 2, 8: 4}, "q6_k": {2: 1, 8: 2}},
-    "gfx1030": {"": {1: 1, 4: 2, 8: 4}, "q5_k": {1: 1, 8: 2}, "q6_k": {1: 1, 8: 2}},
-    "gfx1100": {"": {1: 1, 4: 2, 8: 4}, "q4_0": {1: 1, 8: 2}, "q6_k": {1: 1, 8: 2}},
+    "gfx1010": {"": {8: 1}},  # without v_dot4 bytes are taken apart in registers: q6_K spills with 2 rows
+    "gfx1030": {"": {1: 1, 4: 2, 8: 4}} | dict.fromkeys(("q5_k", "q6_k", "iq4_xs", "nvfp4", "iq2_xs", "iq2_s", "iq1_m"), _TWO_AT_MOST),
+    "gfx1100": {"": {1: 1, 4: 2, 8: 4}} | dict.fromkeys(("q4_0", "q2_k", "q3_k", "q6_k", "tq1_0", "iq1_m"), _TWO_AT_MOST),
     "cuda": {"": {1: 1, 2: 2, 8: 4}, "q8_0": {2: 1, 8: 4}},
 }
 DEQUANTIZE_MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {"rocm": {"": {1: 1, 8: 2}}, "cuda": {"": {1: 1, 8: 2}}}
@@ -304,12 +310,14 @@ SCALE_ROWS: dict[str, RowSchedule] = {"rocm": RowSchedule(256), "cuda": RowSched
 # With early loads CUDA takes 0.83 to 0.88 of the time that it takes without them for q4_0, q5_K and q6_K, 0.91 for q4_K, 1.07 for q8_0
 # (14336 x 4096, M = 512, an H100), 0.93 to 1 at M = 16. On AMD a barrier waits for the loads before it: early ones would not be in flight.
 MUL_MAT_FLOAT: dict[str, MatrixSchedule] = {
+    "gfx906": MatrixSchedule(128, 64, tile_k=32, waves_n=2, waves_m=2),
     "gfx90a": MatrixSchedule(128, 128, tile_k=32, waves_n=2, waves_m=2),
     "gfx1030": MatrixSchedule(64, 64, tile_k=32, waves_n=2, waves_m=2),
     "gfx1100": MatrixSchedule(128, 128, tile_k=32, waves_n=2, waves_m=4),
     "sm_80": MatrixSchedule(128, 64, tile_k=32, waves_n=2, waves_m=2, early_loads=True),
 }
 MUL_MAT_Q8_1: dict[str, DotSchedule] = {
+    "gfx1010": DotSchedule(32, 32, thread_n=2, thread_m=4),  # 4 x 4 spills, as in mul_mat_vec
     "rocm": DotSchedule(64, 64, thread_n=4, thread_m=4),
     "cuda": DotSchedule(64, 64, thread_n=4, thread_m=4),
 }
@@ -324,8 +332,10 @@ GROUPED_MUL_MAT_FLOAT: dict[str, MatrixSchedule] = {
 }
 # Picks for each expert, on average, above which they are grouped. By counting bytes of weights: a matvec a pick reads an expert's matrix
 # for each pick, r times for r picks of each expert; tiles read those of the experts that have a pick once, 1 - e^-r of them. That is 1.6
-# times as much at r = 1 and 4.1 times at r = 4, where a matvec reads at most three times as fast as tiles that are mostly empty.
-PICKS_TO_GROUP: dict[str, int] = {"rocm": 3, "cuda": 3, "cpu": 3}
+# times as much at r = 1 and 4.1 times at r = 4, where a matvec reads at most three times as fast as tiles that are mostly empty. On CPUs a
+# tile of 8 costs the same however few are in it: measured (16 experts, 1024 x 1024, q4_K, q8_0, f16), matvecs took 0.2 to 0.8 of the time
+# for r up to 4, as long for 8, and 1 to 2 times as long for 16.
+PICKS_TO_GROUP: dict[str, int] = {"rocm": 3, "cuda": 3, "cpu": 8}
 # The most experts that are grouped: two numbers in LDS for each.
 MOST_EXPERTS = 1024
 GROUP_PICKS_THREADS: dict[str, int] = {"rocm": 1024, "cuda": 1024, "cpu": 1}

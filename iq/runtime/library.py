@@ -22,8 +22,8 @@ class Provider(Protocol):
     def target(self, device_id: DeviceId, cpu_flags: frozenset[str]) -> Target:
         """The target whose modules the device runs. Raises NoArtifactError when there is none."""
 
-    def module(self, target: Target, format: str) -> Module:
-        """A format's kernels for a target. Raises NoKernelError when there are none."""
+    def module(self, target: Target, spec: KernelSpec) -> Module:
+        """A module for a target that holds a kernel, and perhaps others. Raises NoKernelError when there is none."""
 
 
 class Sized(NamedTuple):
@@ -85,7 +85,7 @@ class Library:
     def __init__(self, backend: Backend, provider: Provider) -> None:
         self._backend = backend
         self._provider = provider
-        self._modules: dict[str, tuple[Module, Code]] = {}
+        self._loaded: dict[str, tuple[Module, Code]] = {}  # by the keys of the kernels that a module holds
         self._kernels: dict[KernelSpec, Kernel] = {}
         self._loading = threading.Lock()
 
@@ -104,14 +104,14 @@ class Library:
         return kernel
 
     def _look_up(self, spec: KernelSpec) -> Kernel:
-        found = self._modules.get(spec.format)
-        if found is None:
-            module = self._provider.module(self.target, spec.format)
-            found = self._modules[spec.format] = module, self._backend.load(module)
-        module, code = found
-        launches = module.launches.get(spec.key)
-        if launches is None:
-            raise NoKernelError(f"no kernel {spec.key} for {self.target.id}: its {spec.format} module lacks it; compile it again")
+        if spec.key not in self._loaded:
+            module = self._provider.module(self.target, spec)
+            if spec.key not in module.launches:
+                raise NoKernelError(f"no kernel {spec.key} for {self.target.id}: {module.where} lacks it; compile it again")
+            loaded = module, self._backend.load(module)
+            self._loaded = dict.fromkeys(module.launches, loaded) | self._loaded
+        module, code = self._loaded[spec.key]
+        launches = module.launches[spec.key]
         op = spec.definition
         expected = tuple(t.name for t in op.inputs), op.sizes, tuple(t.name for t in op.outputs)
         if (tuple(t.name for t in launches.inputs), launches.sizes, tuple(t.name for t in launches.outputs)) != expected:

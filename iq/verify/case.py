@@ -1,10 +1,11 @@
-"""A call of a kernel, and what its results are held against."""
+"""What a case of a kernel is, and what is measured of its results."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from iq.formats import Format
 from iq.verify.references import Array
 
 # What outputs hold in every byte before a kernel runs: a number in every type, and never the right one.
@@ -39,6 +40,12 @@ class Case:
     outputs: tuple[tuple[tuple[int, ...], str], ...]
     check: Callable[[Sequence[Array]], list[Check]]
     operations: int = 0
+
+
+def row_length(fmt: type[Format], at_least: int) -> int:
+    """A row length that kernels take: whole blocks, an odd number of them where that is no less than one."""
+    blocks = -(-at_least // fmt.kernel_block_weights())
+    return (blocks | 1) * fmt.kernel_block_weights()
 
 
 def same_bytes(wants: tuple[Array, ...], outputs: Sequence[Array]) -> list[Check]:
