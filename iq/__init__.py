@@ -10,13 +10,14 @@ from typing import Any
 from iq import gguf
 from iq.device import Device
 from iq.formats import dequantize
+from iq.hadamard import hadamard
 from iq.qtensor import QTensor, quantize_q8_1
 from iq.quantizing import quantize
 from iq.runtime.buffer import Buffer
 
 __version__ = "0.1.0"
 
-__all__ = ["Buffer", "Device", "QTensor", "compile", "dequantize", "gguf", "quantize", "quantize_q8_1"]
+__all__ = ["Buffer", "Device", "QTensor", "compile", "dequantize", "gguf", "hadamard", "quantize", "quantize_q8_1"]
 
 
 def __getattr__(name: str) -> Any:

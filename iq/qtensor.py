@@ -241,6 +241,7 @@ class QTensor:
     def set_rows(self, ids: ArrayLike | Buffer | Any, x: Any, stream: Any = None) -> None:
         """Quantize rows of numbers into rows of this [N, K], as a cache of keys and values takes them: self[ids[i]] = x[i].
 
+        To the bytes of ggml's set_rows on CPUs (iq4_nl's quantizer there is not that of weights). llama.cpp rotates x first: `iq.hadamard`.
         ids: integers [...], each of them once; copied to the host and checked there, as in `get_rows`. x: f32, f16 or bf16 [..., K], as for
         `matmul`. Formats with blocks of 32 weights at most have this, and plain floats. Other rows are left as they are.
         Raises RowIndexError for an id outside the tensor or one that comes twice, FormatError, ShapeError, DtypeError, LayoutError or

@@ -12,6 +12,7 @@ from iq import formats, quantizing
 from iq.errors import DeviceError, DtypeError, FormatError, LayoutError, RowIndexError, ShapeError
 from iq.formats import FORMATS
 from iq.kernels import kernels
+from iq.verify.references import hadamard
 
 HAVE = {op: list(dict.fromkeys(spec.format for spec in kernels() if spec.op == op)) for op in ("quantize", "quantize_imatrix", "set_rows")}
 
@@ -139,6 +140,30 @@ def test_set_rows_of_its_own_memory(device):
     w = iq.QTensor.from_bytes(packed.view("u8").reshape(-1), "f32", (2, 64), device)
     with pytest.raises(LayoutError, match="shares memory"):
         w.set_rows([0], packed[1:])
+
+
+@pytest.mark.parametrize("width", [64, 128, 256, 512])
+def test_hadamard(device, width):
+    """ggml's order of additions, so ggml's bits; and it is its own inverse."""
+    x = normal(3, 2, 1536)
+    y = iq.hadamard(device.put(x), width)
+    np.testing.assert_array_equal(y.numpy(), hadamard(x, width))
+    np.testing.assert_allclose(iq.hadamard(y, width).numpy(), x, atol=1e-5)
+    matrix = np.array([[(-1) ** (i & j).bit_count() for j in range(width)] for i in range(width)]) / np.sqrt(width)
+    np.testing.assert_allclose(y.numpy().reshape(-1, width), x.reshape(-1, width).astype(np.float64) @ matrix, atol=1e-5)
+
+
+def test_hadamard_takes_narrow_activations_and_refuses_others(device):
+    x = normal(2, 128)
+    np.testing.assert_array_equal(iq.hadamard(x.astype(np.float16), device=device).numpy(), hadamard(x.astype(np.float16).astype("f4"), 64))
+    assert iq.hadamard(normal(0, 64), device=device).shape == (0, 64)
+    for given, width, error, text in (
+        (x, 96, ShapeError, "width 96"),
+        (normal(2, 96), 64, ShapeError, r"\(2, 96\); its last axis"),
+        (x.astype(np.float64), 64, DtypeError, "f64"),
+    ):
+        with pytest.raises(error, match=text):
+            iq.hadamard(device.put(given), width)
 
 
 # Arrays of the host.

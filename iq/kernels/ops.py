@@ -65,6 +65,15 @@ QUANTIZE, QUANTIZE_IMATRIX, SET_ROWS = (
         ("set_rows", (_UNPACKED, _IDS), _W_BLOCKS, schedules.set_rows),
     )
 )
+HADAMARD = Kernel(
+    "hadamard",
+    reads=(_X,),
+    writes=(Tensor("y", "f32", ("m", "k")),),
+    sizes=("m", "k", "width"),
+    grid=(Axis("m"), Axis("k", "block_weights")),
+    schedules=schedules.hadamard,
+    model="hadamard",
+)
 QUANTIZE_Q8_1 = Kernel("quantize_q8_1", (_X,), (_Q8_1,), _Q8_SIZES, _Q8_GRID, schedules.quantize_q8_1, model="q8_1 blocks")
 QUANTIZE_Q8_1_SOA = Kernel(
     "quantize_q8_1_soa", (_X,), (_XQ, _XD), _Q8_SIZES, _Q8_GRID, schedules.quantize_q8_1, model="q8 arrays", family="quantize_q8_1"
@@ -128,6 +137,7 @@ GROUPED_MUL_MAT_FLOAT = _grouped(MUL_MAT_FLOAT, schedules.grouped_mul_mat_float)
 
 _WEIGHTS = frozenset({"weights", "plain"})
 _QUANTIZED = frozenset({"weights"})
+_PLAIN = frozenset({"plain"})
 _ACTIVATIONS = frozenset({"activations"})
 
 
@@ -242,6 +252,7 @@ OPS: dict[str, Op] = {
                 ),
             ),
         ),
+        Op("hadamard", HADAMARD.reads, HADAMARD.sizes, HADAMARD.writes, "dtype", (Variant(("f32",), _PLAIN, ((HADAMARD,),)),), "f32"),
         Op("quantize_q8_1", (_X,), _Q8_SIZES, (_Q8_1,), "dtype", (Variant(("f32",), _ACTIVATIONS, ((QUANTIZE_Q8_1,),)),), "q8_1"),
         Op("quantize_q8_1_soa", (_X,), _Q8_SIZES, (_XQ, _XD), "dtype", (Variant(("f32",), _ACTIVATIONS, ((QUANTIZE_Q8_1_SOA,),)),), "q8_1"),
     )

@@ -110,6 +110,15 @@ class QuantizeSchedule(Schedule):
 
 
 @dataclass(frozen=True)
+class HadamardSchedule(QuantizeSchedule):
+    """hadamard: as quantize, with runs of 32 values for sub-blocks and blocks. block_weights: values of a workgroup's tile of a row."""
+
+    @property
+    def block_weights(self) -> int:
+        return 32 * self.block_tile
+
+
+@dataclass(frozen=True)
 class Q8Schedule(Schedule):
     """quantize_q8_1: a workgroup of `workgroup` threads takes q8_tile blocks of 32 activations, `lanes` lanes a block."""
 
@@ -416,6 +425,12 @@ def quantize_imatrix(target: Target, fmt: type[Format], tile_m: int) -> tuple[Qu
 def set_rows(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
     # For caches, whose rows are too short for super-blocks.
     return quantize(target, fmt, tile_m) if fmt.block_size <= 32 else ()
+
+
+def hadamard(target: Target, fmt: type[Format], tile_m: int) -> tuple[HadamardSchedule, ...]:
+    [(threads, tile, lane)] = _row(QUANTIZE, target)
+    # A CPU's vectors hold the 16 runs of the widest transform.
+    return (HadamardSchedule(threads, tile, lane if lane == 1 else 16),)
 
 
 def quantize_q8_1(target: Target, fmt: type[Format], tile_m: int) -> tuple[Q8Schedule, ...]:

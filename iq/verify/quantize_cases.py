@@ -13,7 +13,7 @@ from iq.formats import FORMATS, Format
 from iq.kernels import KernelSpec
 from iq.targets import Target
 from iq.verify.case import UNWRITTEN, Case, Check, same_bytes
-from iq.verify.references import Array
+from iq.verify.references import Array, hadamard
 
 Rows = NDArray[np.float32]
 
@@ -95,8 +95,22 @@ def _same_rows(want: NDArray[np.uint8], ids: NDArray[np.int32], outputs: Sequenc
     return [*same_bytes((want,), (outputs[0][ids],)), Check("bytes written in other rows", int((others != UNWRITTEN).sum()), 0)]
 
 
+def _hadamard(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
+    for m, k, width in ((1, 64, 64), (3, 2112, 64), (2, 2304, 256), (1, 384, 128), (2, 4608, 512)):
+        x = rng.standard_normal((m, k), dtype=np.float32)
+        x[0, : k // 2] *= np.float32(1e-39)  # denormal
+        want = hadamard(x, width).view(np.int32)
+        check = partial(_same_bits, want)
+        yield Case(f"{m} x {k}, {width} at a time", (x,), {"m": m, "k": k, "width": width}, (((m, k), "f32"),), check)
+
+
+def _same_bits(want: NDArray[np.int32], outputs: Sequence[Array]) -> list[Check]:
+    return [Check("elements with other bits", int((outputs[0].view(np.int32) != want).sum()), 0)]
+
+
 CASES: dict[str, Callable[[KernelSpec, Target, np.random.Generator], Iterator[Case]]] = {
     "quantize": _quantize,
     "quantize_imatrix": _quantize_imatrix,
     "set_rows": _set_rows,
+    "hadamard": _hadamard,
 }
