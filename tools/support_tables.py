@@ -60,9 +60,18 @@ def ops_table() -> str:
         by_variants: dict[tuple[str, ...], list[str]] = {}
         for fmt in FORMATS.values():
             if variants := _variants(op, fmt):
-                by_variants.setdefault(variants, []).append(f"`{fmt.name}`")
-        rows += [(f"`{op.name}`", _values(op, variants), " ".join(names)) for variants, names in by_variants.items()]
+                by_variants.setdefault(variants, []).append(fmt.name)
+        rows += [(f"`{op.name}`", _values(op, variants), _together(names)) for variants, names in by_variants.items()]
     return table(("op", "variants", "formats"), rows)
+
+
+def _together(names: list[str]) -> str:
+    """Formats by name, or by what they have in common."""
+    quantized = [f.name for f in FORMATS.values() if f.kind == "weights"]
+    plain = [f.name for f in FORMATS.values() if f.kind == "plain"]
+    if set(names) == {*quantized, *plain}:
+        return "all weights"
+    return "all quantized weights" if set(names) == set(quantized) else " ".join(f"`{name}`" for name in names)
 
 
 def _variants(op: Op, fmt: type[Format]) -> tuple[str, ...]:
@@ -111,7 +120,7 @@ def _units(target: Target) -> tuple[str, str]:
 def _tested(same: Sequence[Target]) -> str:
     """How much of the group's first that is run at all is run."""
     if same[0].family == "cpu":
-        return "all, where the CPU has the instructions"
+        return "all, where the CPU has the instructions" if same[0].isa.name == "x86_64" else "some of every kind, where QEMU is installed"
     if same[0].family == "cuda":
         return "none (no GPU in CI); compiled"
     full = [t.id for t in same if t.id in tiers.EMULATED]
@@ -125,7 +134,7 @@ def page() -> str:
     return f"""# Formats, ops and targets
 
 Written by `make support` from the declarations (`iq/formats`, `iq/kernels/ops.py`, `iq/targets.py`) and from `tests/tiers.py`; do not edit.
-Every op is there on every target for every format that its row names, with the exceptions of the last section.
+Every op is there on every target for every format that its row names.
 
 ## Formats
 
@@ -138,14 +147,15 @@ Quantizing gives ggml's bytes, with and without importances (an imatrix). `q8_1`
 
 {ops_table()}
 
-M: rows of activations. `q8_1`, `float`: what activations become on the way. `f32`, `f16`, `bf16`: the numbers' type.
+Weights are all formats but `q8_1` and `q8_k`. M: rows of activations. `q8_1`, `float`: what activations become on the way; `f32`, `f16`,
+`bf16`: the numbers' type. `mul_mat_vec_id` and `mul_mat_id` are `QTensor.moe`; `hadamard` is the rotation before `set_rows`.
 
 ## Targets
 
 {targets_table()}
 
-`make emulate-all` runs every kernel of gfx90a, gfx942, gfx1030, gfx1100 and gfx1201 under emulation. The kernels of the others among the AMD
-targets are compiled from the same templates with these rows' numbers; `make emulate-all EMULATE=gfx906,gfx1151` runs any of them.
+`make emulate-all` runs every kernel of gfx90a, gfx942, gfx1030, gfx1100 and gfx1201 under emulation, `make emulate-all EMULATE=gfx906`
+those of another. Those of NVIDIA GPUs run where there is one: `iq compile --target cuda`, then `iq verify artifacts --run`.
 """
 
 
