@@ -41,6 +41,7 @@ class Format:
     denormal_scales: whether scales may be below 2^-126, where float32 has fewer bits and CPUs may be told to take numbers for 0.
     codebook: the 16 int8 that nibbles stand for, where they do not stand for themselves.
     imatrix: what quantizing makes of importances, as in ggml: "ignored", "used" where they are given, or "required".
+    quantizer: the template that quantizes to it on a device, templates/formats/quantize/<quantizer>.mlir.j2; "" where none does.
     """
 
     name: ClassVar[str]
@@ -57,6 +58,7 @@ class Format:
     denormal_scales: ClassVar[bool] = False
     codebook: ClassVar[tuple[int, ...]] = ()
     imatrix: ClassVar[Literal["ignored", "used", "required"]] = "ignored"
+    quantizer: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls):
@@ -87,6 +89,11 @@ class Format:
         Divides by zero in lanes that it discards: call it under np.errstate(all="ignore"), as `iq.formats.quantize` does.
         """
         raise NotImplementedError
+
+    @classmethod
+    def set_blocks(cls, blocks: Floats) -> Bytes:
+        """As quantize_blocks without weights, to the bytes of ggml's from_float, which its set_rows takes: most formats' are the same."""
+        return cls.quantize_blocks(blocks, None)
 
     @classmethod
     def dequantize_blocks(cls, packed: Bytes) -> Floats:

@@ -71,6 +71,7 @@ class IQ4_NL(Format):
     """f16 d, 16 bytes of two nibbles each, as in q4_0: d * codebook[nibble]."""
 
     name, type = "iq4_nl", 20
+    quantizer = "iq4_nl"
     block_size, type_size = 32, 18
     signed = True
     sub_block, interleave = 32, 32
@@ -80,10 +81,26 @@ class IQ4_NL(Format):
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
-        """quantize_iq4_nl. (quantize_row_iq4_nl_ref, ggml's from_float, searches less: its bytes are others.)"""
+        """quantize_iq4_nl."""
         x = columns(blocks, 32)
         scales = _search_scales(x, _search_weights(blocks, weights))
         nibbles = best_index_int8(_inverse(scales) * x)
+        return np.hstack([f16_bytes(scales), pack_nibbles(nibbles.T, 16)])
+
+    @classmethod
+    def set_blocks(cls, blocks: Floats) -> Bytes:
+        """quantize_row_iq4_nl_ref: nibbles for the scale that makes the largest weight -127, then the best scale for these nibbles.
+
+        The nibbles of a block of zeros, which ggml leaves as they come, are those nearest to 0.
+        """
+        x = columns(blocks, 32)
+        top = np.take_along_axis(x, np.abs(x).argmax(axis=0, keepdims=True), axis=0)[0]
+        zeros = np.abs(top) < GROUP_MAX_EPS
+        nibbles = best_index_int8(np.where(zeros, np.float32(0), np.float32(1) / (top / _NON_LINEAR_VALUES[0])) * x)
+        values = _NON_LINEAR_VALUES[nibbles]
+        weighted = x * x * values
+        sum_qx, sum_q2 = sum_in_order(weighted * x), sum_in_order(weighted * values)
+        scales = np.where(~zeros & (sum_q2 > 0), sum_qx / sum_q2, np.float32(0))
         return np.hstack([f16_bytes(scales), pack_nibbles(nibbles.T, 16)])
 
     @classmethod
@@ -98,6 +115,7 @@ class IQ4_XS(Format):
     """
 
     name, type = "iq4_xs", 23
+    quantizer = "iq4_xs"
     block_size, type_size = 256, 136
     signed = True
     sub_block, interleave = 32, 32
@@ -153,6 +171,7 @@ class MXFP4(Format):
     """
 
     name, type = "mxfp4", 39
+    quantizer = "mxfp4"
     block_size, type_size = 32, 17
     signed = True
     sub_block, interleave = 32, 32
@@ -196,6 +215,7 @@ class NVFP4(Format):
     """
 
     name, type = "nvfp4", 40
+    quantizer = "nvfp4"
     block_size, type_size = 64, 36
     signed = True
     sub_block, interleave = 16, 16

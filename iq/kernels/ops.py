@@ -16,6 +16,9 @@ DTYPES = ("f32", "f16", "bf16")
 _W, _X, _Y = Tensor("w", "i8", ("n", "row_bytes")), Tensor("x", "f32", ("m", "k")), Tensor("y", "f32", ("m", "n"))
 _W_BLOCKS, _VALUES = Tensor("w", "i8", ("row_bytes",)), Tensor("y", "", ("k",))
 _IDS, _ROWS = Tensor("ids", "i32", ("rows",)), Tensor("y", "", ("rows", "k"))
+# What is quantized, and into what.
+_UNPACKED, _IMATRIX = Tensor("x", "f32", ("rows", "k")), Tensor("imatrix", "f32", ("k",))
+_PACKED = Tensor("w", "i8", ("rows", "row_bytes"))
 _Q8_1 = Tensor("y", "i8", ("m", "q8_blocks", 36))  # GGML's blocks
 # The activations between two kernels, as q8: int8 values; for each 32 of them the f32 scale and the sums of the first and last 16 values
 # (first + 65536 * last). Or as f16, each row divided by a power of two.
@@ -53,6 +56,14 @@ GET_ROWS = Kernel(
     grid=(Axis("rows"), _BLOCKS),
     schedules=schedules.element,
     model="dequantized rows",
+)
+QUANTIZE, QUANTIZE_IMATRIX, SET_ROWS = (
+    Kernel(name, reads, (writes,), ("rows", "blocks"), (Axis("rows"), _BLOCKS), layouts, name, family="quantize")
+    for name, reads, writes, layouts in (
+        ("quantize", (_UNPACKED,), _PACKED, schedules.quantize),
+        ("quantize_imatrix", (_UNPACKED, _IMATRIX), _PACKED, schedules.quantize_imatrix),
+        ("set_rows", (_UNPACKED, _IDS), _W_BLOCKS, schedules.set_rows),
+    )
 )
 QUANTIZE_Q8_1 = Kernel("quantize_q8_1", (_X,), (_Q8_1,), _Q8_SIZES, _Q8_GRID, schedules.quantize_q8_1, model="q8_1 blocks")
 QUANTIZE_Q8_1_SOA = Kernel(
@@ -138,7 +149,8 @@ class Op:
     """One op.
 
     inputs, sizes, outputs: the arguments of its functions, in this order. varies: what its variants differ in: the rows of activations
-    that they are for ("columns"), what the activations become ("via"), or the element type of the results ("dtype").
+    that they are for ("columns"), what the activations become ("via"), or the element type of the numbers that are read or written
+    ("dtype").
     only: the one format that it is for; "" where variants say which.
     """
 
@@ -157,9 +169,9 @@ class Op:
         return tuple(value for variant in self.variants if fmt.kind in variant.kinds for value in variant.values)
 
     def kernels(self, value: str, target: Target, fmt: type[Format]) -> tuple[Kernel, ...]:
-        """The kernels of a variant on a target."""
+        """The kernels of a variant on a target; none where the format has no such op."""
         [variant] = [v for v in self.variants if value in v.values and fmt.kind in v.kinds]
-        return next(plan for plan in variant.plans if all(kernel.schedules(target, fmt, 0) for kernel in plan))
+        return next((plan for plan in variant.plans if all(kernel.schedules(target, fmt, 0) for kernel in plan)), ())
 
 
 # Those of them that a target has are in schedules.VEC_COLUMNS.
@@ -195,6 +207,10 @@ OPS: dict[str, Op] = {
                 Variant(("q8_1",), _QUANTIZED, ((QUANTIZE_Q8_1_SOA, MUL_MAT_Q8_1), (QUANTIZE_Q8_1_SOA, MUL_MAT_VEC))),
                 Variant(("float",), _WEIGHTS, ((SCALE_ROWS, MUL_MAT_FLOAT), (DEQUANTIZE_MUL_MAT_VEC,))),
             ),
+        ),
+        *(
+            Op(kernel.name, kernel.reads, kernel.sizes, kernel.writes, "dtype", (Variant(("f32",), _WEIGHTS, ((kernel,),)),))
+            for kernel in (QUANTIZE, QUANTIZE_IMATRIX, SET_ROWS)
         ),
         Op(
             "mul_mat_vec_id",

@@ -91,6 +91,25 @@ class ElementSchedule(Schedule):
 
 
 @dataclass(frozen=True)
+class QuantizeSchedule(Schedule):
+    """quantize, quantize_imatrix, set_rows: a workgroup of `workgroup` threads takes block_tile blocks, a lane sub_blocks at a time.
+
+    sub_blocks: elements of a lane's vectors; whole blocks where it is more than one.
+    """
+
+    workgroup: int
+    block_tile: int
+    sub_blocks: int
+
+    @property
+    def label(self) -> str:
+        return f"b{self.block_tile}_t{self.workgroup}_s{self.sub_blocks}"
+
+    def threads(self, wave: int) -> int:
+        return self.workgroup
+
+
+@dataclass(frozen=True)
 class Q8Schedule(Schedule):
     """quantize_q8_1: a workgroup of `workgroup` threads takes q8_tile blocks of 32 activations, `lanes` lanes a block."""
 
@@ -268,6 +287,9 @@ ELEMENT_VALUES: dict[str, tuple[int, int]] = {  # threads and values of a workgr
     "cuda": (_ELEMENT_THREADS, 8 * _ELEMENT_THREADS),
     "cpu": (1, 16384),
 }
+# Threads of a workgroup, sub-blocks that it takes, and those of a lane. Rows may be short, and searches take many registers: one or two
+# waves a workgroup. A CPU's vectors hold 8 sub-blocks, or all of a block that has more.
+QUANTIZE: dict[str, tuple[int, int, int]] = {"rocm": (64, 64, 1), "cuda": (64, 64, 1), "cpu": (1, 512, 8)}
 QUANTIZE_Q8_1: dict[str, Q8Schedule] = {
     "rocm": Q8Schedule(256, lanes=8, q8_tile=32),
     "cuda": Q8Schedule(256, lanes=8, q8_tile=32),
@@ -376,6 +398,23 @@ def dequantize_mul_mat_vec(target: Target, fmt: type[Format], tile_m: int) -> tu
 def element(target: Target, fmt: type[Format], tile_m: int) -> tuple[ElementSchedule, ...]:
     [(threads, values)] = _row(ELEMENT_VALUES, target)
     return (ElementSchedule(threads, max(1, values // fmt.kernel_block_weights())),)
+
+
+def quantize(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
+    if not fmt.quantizer:
+        return ()
+    per_block = fmt.kernel_block_weights() // (fmt.sub_block or 8)
+    [(threads, tile, lane)] = _row(QUANTIZE, target)
+    return (QuantizeSchedule(threads, tile // per_block, lane if lane == 1 else max(lane, per_block)),)
+
+
+def quantize_imatrix(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
+    return quantize(target, fmt, tile_m) if fmt.imatrix != "ignored" else ()
+
+
+def set_rows(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
+    # For caches, whose rows are too short for super-blocks.
+    return quantize(target, fmt, tile_m) if fmt.block_size <= 32 else ()
 
 
 def quantize_q8_1(target: Target, fmt: type[Format], tile_m: int) -> tuple[Q8Schedule, ...]:
