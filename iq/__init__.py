@@ -1,6 +1,6 @@
 """GGML-quantized tensor ops for AMD GPUs, NVIDIA GPUs and CPUs, compiled ahead of time with IREE.
 
-`Device`, `Buffer`, `QTensor` run them; `quantize` and `dequantize` are the numpy reference; `iq.gguf` reads and writes GGUF files;
+`Device`, `Buffer`, `QTensor` run them; `quantize` and `dequantize` take arrays of the host; `iq.gguf` reads and writes GGUF files;
 `iq.compile` makes bundles of kernels.
 """
 
@@ -9,13 +9,15 @@ from typing import Any
 
 from iq import gguf
 from iq.device import Device
-from iq.formats import dequantize, quantize
+from iq.formats import dequantize
+from iq.hadamard import hadamard
 from iq.qtensor import QTensor, quantize_q8_1
+from iq.quantizing import quantize
 from iq.runtime.buffer import Buffer
 
 __version__ = "0.1.0"
 
-__all__ = ["Buffer", "Device", "QTensor", "compile", "dequantize", "gguf", "quantize", "quantize_q8_1"]
+__all__ = ["Buffer", "Device", "QTensor", "compile", "dequantize", "gguf", "hadamard", "quantize", "quantize_q8_1"]
 
 
 def __getattr__(name: str) -> Any:

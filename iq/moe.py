@@ -25,14 +25,9 @@ def moe(
     held = put(x, device, "moe", stream)
     check_activations(held, "moe")
     picked = ids_on_host(ids, number, "moe", "experts")
-    shape = picked.shape
-    if not shape or held.shape not in ((*shape[:-1], 1, k), (*shape, k)):
-        raise ShapeError(
-            f"moe: x has shape {held.shape}, ids {shape}, the weight {experts}; ids are [..., picks of a token], "
-            f"x [..., 1 or as many, {k}] with the same axes before"
-        )
+    check_shapes(experts, held.shape, picked.shape)
     held.check_aligned()
-    result = (*shape, n)
+    result = (*picked.shape, n)
     y: Buffer
     if out is None:
         y = device.empty(result, ELEMENTS["f32"], on)
@@ -40,24 +35,40 @@ def moe(
         refuse_out("moe", out, result, device)
     else:
         y = out
-    if not y.size:
-        return y
     if not k:
         y.fill_zero(stream=stream)
-        return y
-    share = picked.size // math.prod(held.shape[:-1])
-    sizes = {
-        "m": picked.size // share,
-        "share": share,
-        "picks": picked.size,
+    elif y.size:
+        spec, sizes = kernel_for(format, device.target, experts, held.shape, picked.shape, via)
+        activations = held if held.element == "f32" else widen(held, stream)
+        device.library.kernel(spec)((packed, activations, put_ids(picked, device, stream)), sizes, (y,), stream)
+    return y
+
+
+def check_shapes(experts: tuple[int, int, int], x: tuple[int, ...], ids: tuple[int, ...]) -> None:
+    """Raises ShapeError for activations or ids of shapes that do not fit a weight [E, N, K]."""
+    k = experts[-1]
+    if not ids or tuple(x) not in ((*ids[:-1], 1, k), (*ids, k)):
+        raise ShapeError(
+            f"moe: x has shape {tuple(x)}, ids {tuple(ids)}, the weight {experts}; ids are [..., picks of a token], "
+            f"x [..., 1 or as many, {k}] with the same axes before"
+        )
+
+
+def kernel_for(
+    format: type[Format], target: Target, experts: tuple[int, int, int], x: tuple[int, ...], ids: tuple[int, ...], via: str | None
+) -> tuple[KernelSpec, dict[str, int]]:
+    """The kernel for activations and ids of shapes that fit and of which none is empty, and its sizes. Raises FormatError for a `via`."""
+    number, n, k = experts
+    picks, m = math.prod(ids), math.prod(x[:-1])
+    spec = _chosen(format.name, target, Problem(picks, n, k, number), via)
+    return spec, {
+        "m": m,
+        "share": picks // m,
+        "picks": picks,
         "experts": number,
         "n": n,
         "blocks": k // format.kernel_block_weights(),
     }
-    spec = _chosen(format.name, device.target, Problem(picked.size, n, k, number), via)
-    activations = held if held.element == "f32" else widen(held, stream)
-    device.library.kernel(spec)((packed, activations, put_ids(picked, device, stream)), sizes, (y,), stream)
-    return y
 
 
 @lru_cache(4096)  # the weights of a model's layers have the same shapes

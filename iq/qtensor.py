@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from iq import formats, torch_tensors
+from iq import quantizing, torch_tensors
 from iq.device import default_device, device_named
 from iq.errors import DeviceError, DtypeError, FormatError, LayoutError, ShapeError
 from iq.formats import Format, format_of
@@ -51,16 +51,24 @@ class QTensor:
         self._products: dict[tuple[tuple[tuple[int, ...], str, bool], str | None], _Product] = {}
 
     @classmethod
-    def quantize(cls, array: ArrayLike, format: str, device: Device | str | None = None, imatrix: ArrayLike | None = None) -> QTensor:
-        """Quantize f32 [N, K], [K] or [E, N, K] on the host, then upload it.
+    def quantize(cls, array: Any, format: str, device: Device | str | None = None, imatrix: Any = None, stream: Any = None) -> QTensor:
+        """Quantize [N, K], [K] or [E, N, K], to ggml's bytes.
 
+        array: f32, f16 or f64 of the host, quantized on the device if it is large and the device has the kernels, else on the host; or f32,
+        f16 or bf16 on a device, a buffer or another library's (with `__dlpack__`), quantized where it lies and not looked through for NaN.
         imatrix: f32 [K], the importance of each column, as GGML's.
-        device: a Device, or the name of one ("hip:1"; the same device for every tensor that names it), or None for the default device.
-        Raises FormatError, ShapeError, DtypeError or DeviceError.
+        device: a Device, or the name of one ("hip:1"; the same device for every tensor that names it), or None for the default device, or
+        the one that the array lies on. stream: see `iq.Device`; used for what lies on a device.
+        Raises FormatError, ShapeError, DtypeError or DeviceError, or for want of a kernel BundleError or CompileError.
         """
         fmt = weights_format(format)
-        shape = _check_weights_shape(np.shape(array), fmt)
-        return cls.from_bytes(formats.quantize(array, fmt.name, imatrix), fmt.name, shape, device)
+        if (lies := quantizing.device_of(array)) is None:
+            shape = _check_weights_shape(np.shape(array), fmt)
+            on = _device(device)
+            return cls.from_bytes(quantizing.quantize_for(on, array, fmt, imatrix), fmt.name, shape, on)
+        on = lies if device is None else _device(device)
+        x = put(array, on, "quantize", stream)
+        return cls(quantizing.quantize_there(x, fmt, imatrix, stream), fmt, _check_weights_shape(x.shape, fmt))
 
     @classmethod
     def from_bytes(
@@ -229,6 +237,18 @@ class QTensor:
             sizes = {"rows": rows.size, "blocks": k // self._format.kernel_block_weights()}
             self._kernel("get_rows", element)((self._packed, put_ids(rows, self.device, stream)), sizes, (out,), stream)
         return out
+
+    def set_rows(self, ids: ArrayLike | Buffer | Any, x: Any, stream: Any = None) -> None:
+        """Quantize rows of numbers into rows of this [N, K], as a cache of keys and values takes them: self[ids[i]] = x[i].
+
+        To the bytes of ggml's set_rows on CPUs (iq4_nl's quantizer there is not that of weights). llama.cpp rotates x first: `iq.hadamard`.
+        ids: integers [...], each of them once; copied to the host and checked there, as in `get_rows`. x: f32, f16 or bf16 [..., K], as for
+        `matmul`. Formats with blocks of 32 weights at most have this, and plain floats. Other rows are left as they are.
+        Raises RowIndexError for an id outside the tensor or one that comes twice, FormatError, ShapeError, DtypeError, LayoutError or
+        DeviceError.
+        """
+        n, k = self._rows("set_rows")
+        quantizing.set_rows(self._packed, self._format, n, k, ids, x, stream)
 
     def _kernel(self, op: str, variant: str) -> Kernel:
         return self.device.library.kernel(KernelSpec.of(op, self.format, variant))

@@ -43,6 +43,24 @@ FMA_MIX = MatrixUnit("fma_mix", False, fragment_k=8, fragment_w=16, fragment_x=3
 
 
 @dataclass(frozen=True)
+class Isa:
+    """A CPU's instruction set.
+
+    name: of its template (templates/targets/cpu). elf: what IREE calls its ELF. vector: bytes that IREE takes for a vector.
+    data_layout: LLVM's.
+    """
+
+    name: str
+    elf: str
+    vector: int
+    data_layout: str
+
+
+X86_64 = Isa("x86_64", "x86_64", 32, "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-i128:128-f80:128-n8:16:32:64-S128")
+AARCH64 = Isa("aarch64", "arm_64", 16, "e-m:e-p270:32:32-p271:32:32-p272:64:64-i8:8:32-i16:16:32-i64:64-i128:128-n32:64-S128-Fn32")
+
+
+@dataclass(frozen=True)
 class Target:
     """One processor.
 
@@ -53,7 +71,7 @@ class Target:
     like: the target whose schedules it shares, where it has none of its own.
     matrix: what float mul_mat multiplies tiles with; None where it has no tile kernel.
     lds: bytes of LDS that a workgroup may have. simds: of what runs a workgroup.
-    cpu, cpu_features: what LLVM calls a CPU target. cpu_requires: flags of /proc/cpuinfo that a host must show.
+    isa: of a CPU. cpu, cpu_features: what LLVM calls a CPU target. cpu_requires: flags of /proc/cpuinfo that a host must show.
     """
 
     id: str
@@ -64,6 +82,7 @@ class Target:
     matrix: MatrixUnit | None = None
     lds: int = 65536
     simds: int = 4
+    isa: Isa | None = None
     cpu: str = ""
     cpu_features: str = ""
     cpu_requires: frozenset[str] = frozenset()
@@ -84,24 +103,23 @@ class Target:
     @property
     def executable_format(self) -> str:
         """IREE's name of the executable format inside the vmfb."""
-        return {"rocm": "rocm-hsaco-fb", "cuda": "cuda-nvptx-fb", "cpu": "embedded-elf-x86_64"}[self.family]
+        return f"embedded-elf-{self.isa.elf}" if self.isa else {"rocm": "rocm-hsaco-fb", "cuda": "cuda-nvptx-fb"}[self.family]
 
     @property
     def device_attribute(self) -> str:
         """The `#hal.device.target` attribute that a module for this target carries."""
         driver, backend = {"rocm": ("hip", "rocm"), "cuda": ("cuda", "cuda"), "cpu": ("local", "llvm-cpu")}[self.family]
-        fields = {"rocm": self._rocm_fields, "cuda": self._cuda_fields, "cpu": self._cpu_fields}[self.family]()
+        fields = self._cpu_fields(self.isa) if self.isa else {"rocm": self._rocm_fields, "cuda": self._cuda_fields}[self.family]()
         return f'#hal.device.target<"{driver}", [#hal.executable.target<"{backend}", "{self.executable_format}", {{{", ".join(fields)}}}>]>'
 
-    def _cpu_fields(self) -> list[str]:
-        layout = "e-m:e-p270:32:32-p271:32:32-p272:64:64-i64:64-i128:128-f80:128-n8:16:32:64-S128"
+    def _cpu_fields(self, isa: Isa) -> list[str]:
         return [
             f'cpu = "{self.cpu}"',
             f'cpu_features = "{self.cpu_features}"',
-            f'data_layout = "{layout}"',
+            f'data_layout = "{isa.data_layout}"',
             "max_stack_allocation_size = 32768 : i64",
-            "native_vector_size = 32 : i64",
-            'target_triple = "x86_64-unknown-unknown-eabi-elf"',
+            f"native_vector_size = {isa.vector} : i64",
+            f'target_triple = "{isa.name}-unknown-unknown-eabi-elf"',
         ]
 
     def _rocm_fields(self) -> list[str]:
@@ -137,6 +155,11 @@ class Target:
 _AVX2 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"})
 _AVX512_VNNI = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}
 
+
+def _cpu(id: str, isa: Isa, dot: str, cpu: str, features: str, requires: frozenset[str]) -> Target:
+    return Target(id, "cpu", 1, dot, isa=isa, cpu=cpu, cpu_features=features, cpu_requires=requires)
+
+
 TARGETS: dict[str, Target] = {
     t.id: t
     for t in (
@@ -156,8 +179,11 @@ TARGETS: dict[str, Target] = {
         Target("gfx1201", "rocm", 32, "sdot4", like="gfx1100", matrix=WMMA_GFX12),
         Target("sm_80", "cuda", 32, "dp4a", matrix=MMA_SYNC, lds=166912),
         Target("sm_90", "cuda", 32, "dp4a", like="sm_80", matrix=MMA_SYNC, lds=232448),
-        Target("x86-64-v3", "cpu", 1, "pmaddubsw", cpu="x86-64-v3", cpu_features="", cpu_requires=_AVX2),
-        Target("x86-64-v4-vnni", "cpu", 1, "vpdpbusd", cpu="x86-64-v4", cpu_features="+avx512vnni", cpu_requires=_AVX512_VNNI),
+        _cpu("x86-64-v3", X86_64, "pmaddubsw", "x86-64-v3", "", _AVX2),
+        _cpu("x86-64-v3-avxvnni", X86_64, "vpdpbusd", "x86-64-v3", "+avxvnni", _AVX2 | {"avx_vnni"}),
+        _cpu("x86-64-v4-vnni", X86_64, "vpdpbusd", "x86-64-v4", "+avx512vnni", _AVX512_VNNI),
+        # x18 is the platform's, as IREE sets it; Linux names dot products asimddp.
+        _cpu("aarch64-dotprod", AARCH64, "sdot", "generic", "+dotprod,+reserve-x18", frozenset({"asimd", "asimddp"})),
     )
 }
 

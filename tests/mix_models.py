@@ -1,4 +1,4 @@
-"""Models by what llama.cpp's rules ask of them: names and shapes of tensors. Its tool was asked for their types (tests/golden/mixes.json)."""
+"""Models by what llama.cpp's rules ask of them: names and shapes of tensors. Its tool gave their types (tests/golden/mixes.json)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,20 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from format_samples import DIRECT, QUANTIZED, bits_of, block_of, extreme_imatrix, extremes, filled, ggml_type, normal, quant_bytes, reach
+from format_samples import (
+    DIRECT,
+    QUANTIZED,
+    bits_of,
+    block_of,
+    extreme_imatrix,
+    extremes,
+    filled,
+    ggml_type,
+    needed_imatrix,
+    normal,
+    quant_bytes,
+    reach,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,7 +127,7 @@ def test_unknown_formats_are_refused_with_the_known(name: Any) -> None:
 def test_shapes(name: str, leading: list[int], blocks: int, seed: int) -> None:
     form = FORMATS[name]
     weights = normal((*leading, blocks * form.block_size), seed)
-    packed = quantize(weights, name)
+    packed = quantize(weights, name, needed_imatrix(form, weights.shape[-1]))
     assert packed.dtype == np.uint8
     assert packed.shape == (*leading, blocks * form.type_size)
     restored = dequantize(packed, name)
@@ -123,13 +136,14 @@ def test_shapes(name: str, leading: list[int], blocks: int, seed: int) -> None:
     # Blocks are independent, and in order.
     flat, one = packed.reshape(-1, form.type_size), weights.reshape(-1, form.block_size)
     for i in range(0, len(one), 5):
-        np.testing.assert_array_equal(quantize(one[i], name), flat[i])
+        np.testing.assert_array_equal(quantize(one[i], name, needed_imatrix(form, form.block_size)), flat[i])
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_layout_and_dtype_do_not_matter(name: str) -> None:
     weights = normal((6, 512)).astype(np.float16)
-    expected = quantize(weights.astype(np.float32), name)
+    needed = needed_imatrix(FORMATS[name], 512)
+    expected = quantize(weights.astype(np.float32), name, needed)
     imatrix = np.linspace(1, 2, 512)
     for same in (
         weights,
@@ -138,7 +152,7 @@ def test_layout_and_dtype_do_not_matter(name: str) -> None:
         np.asfortranarray(weights),
         np.repeat(weights, 2, axis=1)[:, ::2],
     ):
-        np.testing.assert_array_equal(quantize(same, name), expected)
+        np.testing.assert_array_equal(quantize(same, name, needed), expected)
     np.testing.assert_array_equal(quantize(weights, name, imatrix), quantize(weights, name, imatrix.astype(np.float32)))
     np.testing.assert_array_equal(dequantize(np.repeat(expected, 2, axis=1)[:, ::2], name), dequantize(expected, name))
 

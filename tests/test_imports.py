@@ -19,7 +19,7 @@ ROOMS = (
     ("device",),
     ("torch_tensors",),
     ("operands",),
-    ("moe",),
+    ("hadamard", "moe", "quantizing"),
     ("qtensor",),
     ("gguf", "verify", "bench"),
     ("cli", "torch"),

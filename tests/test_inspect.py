@@ -106,7 +106,7 @@ def test_several_code_objects_in_one_executable(vmfbs: Mapping[str, Path]) -> No
 
 
 @pytest.mark.parametrize(
-    ("family", "mnemonic", "expected"),
+    ("isa", "mnemonic", "expected"),
     [
         ("rocm", "v_dot4c_i32_i8_e32", "dot"),
         ("rocm", "v_dot4_i32_iu8", "dot"),
@@ -142,12 +142,17 @@ def test_several_code_objects_in_one_executable(vmfbs: Mapping[str, Path]) -> No
         ("rocm", "ds_bpermute_b32", "lds permute"),
         ("rocm", "scratch_store_dword", "scratch"),
         ("rocm", ".long", "unknown"),
-        ("cpu", "vpmaddubsw", "dot"),
-        ("cpu", "vpdpbusd", "dot"),
-        ("cpu", "vfnmadd231ps", "fma"),
-        ("cpu", "vaddps", "vector"),
-        ("cpu", "jne", "branch"),
-        ("cpu", "movq", "scalar"),
+        ("x86_64", "vpmaddubsw", "dot"),
+        ("x86_64", "vpdpbusd", "dot"),
+        ("x86_64", "vfnmadd231ps", "fma"),
+        ("x86_64", "vaddps", "vector"),
+        ("x86_64", "jne", "branch"),
+        ("x86_64", "movq", "scalar"),
+        ("aarch64", "sdot", "dot"),
+        ("aarch64", "fmla", "fma"),
+        ("aarch64", "b.ne", "branch"),
+        ("aarch64", "bic", "other"),
+        ("aarch64", "ldp", "load"),
         ("cuda", "dp4a.s32.s32", "dot"),
         ("cuda", "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32", "mma"),
         ("cuda", "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16", "mma"),
@@ -163,8 +168,8 @@ def test_several_code_objects_in_one_executable(vmfbs: Mapping[str, Path]) -> No
         ("cuda", "add.rn.f32", "alu"),
     ],
 )
-def test_classes(family: str, mnemonic: str, expected: str) -> None:
-    assert classify(mnemonic, family) == expected
+def test_classes(isa: str, mnemonic: str, expected: str) -> None:
+    assert classify(mnemonic, isa) == expected
 
 
 def test_instructions_belong_to_the_function_they_lie_in(tmp_path: Path) -> None:
@@ -228,7 +233,7 @@ def test_cuda_report(vmfbs: Mapping[str, Path]) -> None:
 
 def test_cpu_report(vmfbs: Mapping[str, Path]) -> None:
     report = report_of(vmfbs["x86-64-v3"])
-    assert (report.processor, report.notes) == ("x86-64", ())
+    assert (report.processor, report.notes) == ("x86_64", ())
     dispatch = next(d for d in report.dispatches if d.name.startswith("mul_mat_vec"))
     assert dispatch.mix is not None
     assert dispatch.mix["dot"] > 0

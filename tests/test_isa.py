@@ -14,7 +14,7 @@ from iq.inspect import Dispatch, inspect
 from iq.inspect.disassembly import Objdump
 from iq.kernels import Dispatch as Declared
 from iq.kernels import KernelSpec, kernels, plan
-from iq.kernels.schedules import ElementSchedule, Q8Schedule, VecSchedule
+from iq.kernels.schedules import ElementSchedule, MatrixSchedule, Q8Schedule, VecSchedule
 from iq.targets import TARGETS, Target
 
 
@@ -82,10 +82,12 @@ def test_quantized_matvec_and_mul_mat_use_dot4(module):
 
 def test_float_mul_mat_uses_the_matrix_unit(module):
     target, fmt, dispatches = module
-    tiles = of_unit(dispatches, "matrix")
+    tiles = [(declared.schedule, d) for declared, d in dispatches if declared.kernel.unit == "matrix"]
     assert bool(tiles) == (fmt.kind == "weights")
-    for d in tiles:
-        assert mix(d)[target.matrix.instructions] >= 16
+    for s, d in tiles:
+        # A wave multiplies each of its 16x16 results at least twice for the 32 k of a step.
+        assert isinstance(s, MatrixSchedule)
+        assert mix(d)[target.matrix.instructions] >= 2 * (s.tile_n // s.waves_n // 16) * (s.tile_m // s.waves_m // 16), d.name
         assert mix(d)["barrier"] >= 2
 
 

@@ -14,7 +14,7 @@ from iq.formats import FORMATS
 from iq.kernels import OPS, Axis, Dispatch, KernelSpec, Problem, choose, kernels, plan
 from iq.kernels import ops as definitions
 from iq.kernels.kernel import Kernel, all_sizes
-from iq.kernels.schedules import MOST_VEC_COLUMNS, VEC_COLUMNS, VecSchedule, vec_columns
+from iq.kernels.schedules import MOST_EXPERTS, MOST_VEC_COLUMNS, VEC_COLUMNS, VecSchedule, picks_to_group, vec_columns
 from iq.targets import TARGETS
 
 targets = pytest.mark.parametrize("target", DISTINCT, ids=lambda t: t.id)
@@ -155,6 +155,44 @@ def test_a_choice_exists_and_is_meant_for_the_problem(target, data):
     # Every workgroup has a result to make.
     sizes = all_sizes(fmt, {"m": problem.m, "n": problem.n, "blocks": problem.k // fmt.kernel_block_weights()})
     assert all(math.prod(d.workgroups(sizes)) >= 1 for d in plan(choice.spec, target))
+
+
+@targets
+@pytest.mark.parametrize("fmt", ["q4_k", "f16"])
+def test_picks_are_grouped_when_experts_have_several(target, fmt):
+    """A matvec a pick up to so many picks for each expert, on average; more are grouped; and each knows of the other."""
+    most = 8 * picks_to_group(target)
+    few = choose("mul_mat_id", FORMATS[fmt], target, Problem(most, 512, 256, experts=8))
+    many = choose("mul_mat_id", FORMATS[fmt], target, Problem(most + 1, 512, 256, experts=8))
+    assert (few.spec.op, many.spec.op) == ("mul_mat_vec_id", "mul_mat_id")
+    assert "a matvec a pick" in few.why
+    assert "grouped by expert" in many.why
+    assert few.spec.via == ("q8_1" if fmt == "q4_k" else "float")
+    for choice, other in ((few, "mul_mat_id"), (many, "mul_mat_vec_id")):
+        assert choice.spec.exists(target)
+        assert choice.spec.key not in choice.others
+        assert f"{other}.{fmt}.float" in choice.others
+        assert all(KernelSpec.parse(key).exists(target) for key in choice.others)
+        asked = choose("mul_mat_id", FORMATS[fmt], target, Problem(most, 512, 256, experts=8), via="float")
+        assert asked.spec.via == "float"
+    # Beyond what is counted in LDS, picks are never grouped.
+    beyond = choose("mul_mat_id", FORMATS[fmt], target, Problem(1 << 20, 512, 256, experts=MOST_EXPERTS + 1))
+    assert beyond.spec.op == "mul_mat_vec_id"
+    with pytest.raises(ShapeError, match="no experts"):
+        choose("mul_mat_id", FORMATS[fmt], target, Problem(1, 512, 256))
+
+
+@targets
+def test_tiles_of_picks_are_as_wide_as_what_multiplies_them(target):
+    for spec in kernels(target):
+        if spec.op == "mul_mat_id":
+            [group], [multiply] = (
+                [d for d in plan(spec, target) if d.kernel.name.startswith(name)] for name in ("group_picks", "grouped_")
+            )
+            assert group.schedule.pick_tile == multiply.schedule.tile_m
+            sizes = all_sizes(FORMATS[spec.format], {"picks": 1000, "experts": 7}, dict(group.constants))
+            assert sizes["pick_tiles"] == -(-1000 // multiply.schedule.tile_m) + 7
+            assert group.workgroups({"experts": MOST_EXPERTS}) == (1,)
 
 
 def test_split_k_is_taken_for_small_weights():

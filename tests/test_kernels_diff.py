@@ -79,7 +79,7 @@ def test_names_tell_kernels_apart(target) -> None:
 )  # fmt: skip
 def test_waves_that_fit(processor: str, registers: int, waves: int) -> None:
     assert waves_that_fit(processor, registers) == waves
-    assert waves_that_fit("x86-64", registers) is None
+    assert waves_that_fit("x86_64", registers) is None
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from iq.kernels import KernelSpec, kernels, plan
 from iq.kernels.kernel import all_sizes
 from iq.targets import TARGETS, Target
 
-SIZES = ("m", "n", "k", "rows", "blocks", "q8_blocks")
+SIZES = ("m", "n", "k", "rows", "blocks", "q8_blocks", "share", "picks", "experts", "width")
 
 
 @pytest.fixture(scope="module", params=DISTINCT, ids=lambda t: t.id)
@@ -125,6 +125,12 @@ def test_nothing_is_wrong_with_a_sound_record() -> None:
     assert list(SOUND.problems()) == []
 
 
+def test_a_size_on_top_of_another() -> None:
+    launches = deriving(times=1, over=64, plus="m")
+    assert list(launches.problems()) == []
+    assert launches.all_sizes({"m": 5, "blocks": 129})["k"] == 3 + 5
+
+
 @pytest.mark.parametrize(
     ("launches", "problem"),
     [
@@ -141,6 +147,8 @@ def test_nothing_is_wrong_with_a_sound_record() -> None:
         (deriving(times=1 << 31), f"derives k from {1 << 31} blocks"),
         (deriving(over=0), "derives k from 32 blocks for every 0"),
         (deriving(over=1 << 31), f"derives k from 32 blocks for every {1 << 31}"),
+        (deriving(plus="n"), "derives k from 32 blocks, and n"),
+        (deriving(over=2, plus="k"), "derives k from 32 blocks for every 2, and k"),
         (reading(dtype="f64"), "has x of f64; expected f32, i32, f16, bf16, i8"),
         (reading(dtype=""), "has x of ; expected f32, i32, f16, bf16, i8"),
         (reading(dims=("m", "n")), "has x of dims ['m', 'n']; expected positive numbers, or sizes among blocks, k, m"),

@@ -73,7 +73,11 @@ def test_products(device, fmt, rng, tokens, own):
 @pytest.mark.parametrize("each", [1, 2, 4])
 @pytest.mark.parametrize("tokens", [1, 4, 5, 17, 32, 129])
 def test_shapes_of_llama_cpp(device, fmt, rng, e, each, tokens):
-    """test-backend-ops' MUL_MAT_ID: m = 512, k = 256, each pick with its own row of activations or all with one."""
+    check_shape(device, fmt, rng, e, each, tokens)
+
+
+def check_shape(device, fmt, rng, e, each, tokens):
+    """test-backend-ops' MUL_MAT_ID: m = 512, k = 256, each pick with its own row of activations or all of a token with one."""
     w, values = experts(device, fmt, e, 512, 256)
     ids = picked(rng, tokens, each, e)
     for rows in {1, each}:
@@ -87,10 +91,17 @@ def test_from_one_pick_to_several_tiles_of_each_expert(device, rng, e, via):
     fmt = FORMATS["q4_0"]
     w, values = experts(device, fmt, e, 3, 32)
     most = picks_to_group(device.target) * e
-    for picks in (1, most, most + 1, 9 * e):
+    for picks in (1, most, most + 1, 20 * e):
         ids = rng.integers(0, e, (picks, 1)) if picks % 2 else picked(rng, picks // 2, 2, e)
         x = rng.standard_normal((len(ids), 1, 32), dtype=np.float32)
         assert nmse(w.moe(x, ids, via=via).numpy(), product(x, values, ids)) <= (2 if picks == 1 else 1) * MUL_MAT_NMSE
+
+
+def test_tens_of_thousands_of_picks(device, rng):
+    w, values = experts(device, FORMATS["q8_0"], 9, 2, 32)
+    ids = rng.integers(0, 9, (13_001, 2))
+    x = rng.standard_normal((13_001, 1, 32), dtype=np.float32)
+    assert nmse(w.moe(x, ids).numpy(), product(x, values, ids)) <= MUL_MAT_NMSE
 
 
 @pytest.mark.parametrize("tokens", [FEW, MANY])

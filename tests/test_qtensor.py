@@ -239,11 +239,10 @@ def test_matmul_lets_go_of_the_host_array(dev, rng):
     assert close(y.numpy(), want)
 
 
-def test_tensors_of_three_axes_are_only_stored(dev, rng):
+def test_tensors_of_three_axes_are_for_moe(dev, rng):
     w = iq.QTensor.quantize(rows(rng, 2, 4, K), "q4_0", dev)
-    for op in (lambda: w.matmul(rows(rng, 1, K)), w.dequantize, lambda: w.get_rows([0])):
-        with pytest.raises(ShapeError, match=rf"\(2, 4, {K}\)"):
-            op()
+    with pytest.raises(ShapeError, match=rf"\(2, 4, {K}\); w\[e\] is one"):
+        w.matmul(rows(rng, 1, K))
 
 
 def test_plain_rows_that_are_no_multiple_of_eight(dev):
@@ -360,14 +359,14 @@ def test_ids_that_change_once_they_are_checked(dev, rng, monkeypatch, kind):
     ids = held[-held.ctypes.data % 64 // 4 :][:5]  # aligned, as the kernel would take it without a copy
     ids[:] = wanted = [3, 0, 36, 1, 2]
     given = ids if kind == "array" else dev.put(ids, copy=None)
-    check, outside = qtensor._check_ids, np.full(5, 2**31 - 1, np.int32)
+    check, outside = qtensor.ids_on_host, np.full(5, 2**31 - 1, np.int32)
 
-    def check_and_change(checked, n):
-        rows = check(checked, n)
+    def check_and_change(*checked):
+        rows = check(*checked)
         np.copyto(given, outside) if kind == "array" else given.copy_from(outside)
         return rows
 
-    monkeypatch.setattr(qtensor, "_check_ids", check_and_change)
+    monkeypatch.setattr(qtensor, "ids_on_host", check_and_change)
     assert np.array_equal(w.get_rows(given).numpy(), values[wanted].astype(np.float32))
     monkeypatch.undo()
     with pytest.raises(RowIndexError):

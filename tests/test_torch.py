@@ -335,6 +335,37 @@ def test_gradients(format):
     assert not qt.mul_mat(w, x.detach(), format, N).requires_grad
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("tokens", [3, 60])
+def test_experts_that_tokens_pick(format, tokens):
+    """A matvec a pick, and picks that are grouped: rows of activations that a token's picks share, and rows of their own."""
+    w, values = packed(format, 4 * N), numbers(format, 4 * N).view(4, N, K)
+    ids = torch.randint(4, (tokens, 2), generator=torch.Generator().manual_seed(2)).to(WHERE)
+    for rows in (1, 2):
+        x = randn(tokens, rows, K)
+        want = torch.einsum("btnk,btk->btn", values[ids], x.expand(tokens, 2, K).double())
+        assert close(qt.moe(w, x, ids, format, N), want)
+        assert close(qt.moe(w, x.half(), ids.int(), format, N), want)
+        assert qt.moe(w, x.half(), ids, format, N).dtype is torch.float16
+    assert qt.moe(w, randn(0, 1, K), ids[:0], format, N).shape == (0, 2, N)
+
+
+def test_what_moe_refuses():
+    w, x, ids = packed("q4_k", 3 * N), randn(2, 1, K), torch.zeros(2, 2, dtype=torch.int64, device=WHERE)
+    with pytest.raises(ShapeError, match=r"moe: x has shape \(2, 3, 256\)"):
+        qt.moe(w, randn(2, 3, K), ids, "q4_k", N)
+    with pytest.raises(ShapeError, match="weights of shape"):
+        qt.moe(w, x, ids, "q4_k", N + 1)
+    with pytest.raises(DtypeError, match="ids are integers"):
+        qt.moe(w, x, ids.float(), "q4_k", N)
+    with pytest.raises(DtypeError, match="no gradient"):
+        qt.moe(w, x.clone().requires_grad_(), ids, "q4_k", N).sum().backward()
+    if not ON_GPU:
+        ids[1, 0] = 3
+        with pytest.raises(RowIndexError, match="ids from 0 to 3; the weight has 3 experts"):
+            qt.moe(w, x, ids, "q4_k", N)
+
+
 # On a GPU opcheck copies the weight, without its spare bytes, which only some formats do without.
 @pytest.mark.parametrize("format", ["q4_k", "f16"] if ON_GPU else FORMATS)
 def test_torch_checks_the_operators(format):
@@ -346,6 +377,8 @@ def test_torch_checks_the_operators(format):
         (ops.mul_mat, (w.view(-1), randn(2, 3, K, dtype=torch.float16), format, N, "float")),
         (ops.dequantize, (w, format, [N, K], torch.bfloat16)),
         (ops.get_rows, (w, ids, format, K, torch.float32)),
+        (ops.moe, (packed(format, 4 * N), randn(2, 1, K), ids, format, N)),
+        (ops.moe, (packed(format, 4 * N), randn(2, 2, K, dtype=torch.bfloat16), ids, format, N, "float")),
     ):
         checked = torch.library.opcheck(operator.default, arguments)
         assert set(checked.values()) == {"SUCCESS"}

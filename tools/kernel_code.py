@@ -23,7 +23,7 @@ from iq.bundle.codeobject import CodeObject
 from iq.errors import BytecodeError
 from iq.inspect import Objdump
 from iq.inspect.classes import Mix, ptx_mixes
-from iq.inspect.facts import functions_of
+from iq.inspect.facts import functions_of, isa_of
 
 Figures = dict[str, int]
 
@@ -126,18 +126,19 @@ class _Rocm(Executable):
 
 
 class _Cpu(Executable):
-    def __init__(self, elf: bytes, objdump: Objdump | None) -> None:
+    def __init__(self, elf: bytes, isa: str, objdump: Objdump | None) -> None:
         super().__init__(objdump)
+        self._isa = isa
         self._elf = elf
         self._functions = functions_of(elf)
 
     def dispatches(self) -> list[Dispatch]:
         bytes_at = _bytes_at(self._elf)
-        return [Dispatch(name, "x86-64", bytes_at(*where), self) for name, where in self._functions.items()]
+        return [Dispatch(name, self._isa, bytes_at(*where), self) for name, where in self._functions.items()]
 
     @cached_property
     def _mixes(self) -> dict[str, Mix]:
-        return _mixes(self._objdump, self._elf, self._functions, "cpu")
+        return _mixes(self._objdump, self._elf, self._functions, self._isa)
 
     def figures(self, name: str) -> Figures:
         return {"code bytes": self._functions[name][1]} | _counts(self._mixes.get(name, {}))
@@ -182,12 +183,12 @@ def dispatches_of(vmfb: bytes, objdump: Objdump | None) -> list[Dispatch]:
     for name, data in Vmfb.parse(vmfb).executables.items():
         if name.endswith("_rocm_hsaco_fb.fb"):
             executables += [_Rocm(elf, objdump) for elf in codeobject.find(data)]
-        elif name.endswith("_embedded_elf_x86_64.so"):
-            executables.append(_Cpu(data, objdump))
+        elif isa := isa_of(name):
+            executables.append(_Cpu(data, isa, objdump))
         elif name.endswith("_cuda_nvptx_fb.fb"):
             executables.append(_Cuda(data, objdump))
         else:
-            raise BytecodeError(f"{name}: not a kind of executable that can be read; known are those of ROCm, CUDA and x86-64")
+            raise BytecodeError(f"{name}: not a kind of executable that can be read; known are those of ROCm, CUDA and CPUs")
     return [dispatch for executable in executables for dispatch in executable.dispatches()]
 
 
@@ -195,8 +196,8 @@ def _counts(mix: Mix) -> Figures:
     return {"instructions": sum(mix.values()), **mix} if mix else {}
 
 
-def _mixes(objdump: Objdump | None, elf: bytes, functions: dict[str, tuple[int, int]], family: str) -> dict[str, Mix]:
-    return objdump.mixes(elf, functions, family) if objdump else {}
+def _mixes(objdump: Objdump | None, elf: bytes, functions: dict[str, tuple[int, int]], isa: str) -> dict[str, Mix]:
+    return objdump.mixes(elf, functions, isa) if objdump else {}
 
 
 def _bytes_at(elf: bytes) -> Callable[[int, int], bytes]:

@@ -37,11 +37,11 @@ from kernel_code import Dispatch, dispatches_of
 from iq.inspect import Objdump
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-TARGETS = "rocm,sm_90,cpu"
+TARGETS = "gfx90a,gfx942,gfx1030,gfx1100,gfx1201,sm_90,cpu"
 GROWTH = 1.05  # what a kernel may gain of vector instructions and code bytes
 
-# Instructions whose number is held to the budget: AMD's, PTX's, x86's.
-VECTOR_CLASSES = ("valu", "alu", "vector", "fma")
+# Instructions whose number is held to the budget: AMD's, PTX's, x86's, aarch64's.
+VECTOR_CLASSES = ("valu", "alu", "vector", "fma", "other")
 
 # KERNEL, then _<columns>, _m<columns> or _<dtype>, then the schedule: parts of letters and numbers, or single letters.
 _NAME = re.compile(r"(?P<kernel>\w+?)(?:_(?:m?(?P<columns>\d+)|(?P<dtype>b?f\d+)))?(?:_(?:[a-z]+\d+(?:x\d+)*|[a-z]))*")

@@ -101,7 +101,7 @@ class Launches(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not self.dispatches:
             yield "launches nothing"
         for d in self.derived:
-            if d.of not in given or not (0 < d.times < 1 << 31 and 0 < d.over < 1 << 31) or d.plus not in ("", *given):
+            if d.of not in given or not (0 < d.times < 1 << 31 and 0 < d.over < 1 << 31) or (d.plus and d.plus not in given):
                 more = f" for every {d.over}" if d.over != 1 else "", f", and {d.plus}" if d.plus else ""
                 yield f"derives {d.name} from {d.times} {d.of}" + "".join(more)
         for t in tensors:

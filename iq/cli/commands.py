@@ -284,16 +284,17 @@ def targets_command(as_json: bool) -> None:
 @main.command("explain")
 @click.option("--format", "format_name", required=True, help="The weight's format.")
 @_target
-@click.option("--m", required=True, type=int, help="Rows of activations.")
+@click.option("--m", required=True, type=int, help="Rows of activations; with --experts, picks.")
 @click.option("--n", required=True, type=int, help="Rows of the weight.")
 @click.option("--k", required=True, type=int, help="Length of a row.")
+@click.option("--experts", default=0, help="Of so many weights, each pick takes one (QTensor.moe).")
 @click.option("--via", help="What the activations become: q8_1 or float; by default what format, target and shape suggest.")
 @json_option
-def explain_command(format_name: str, target: Target, m: int, n: int, k: int, via: str | None, as_json: bool) -> None:
+def explain_command(format_name: str, target: Target, m: int, n: int, k: int, experts: int, via: str | None, as_json: bool) -> None:
     """Which kernel multiplies a matrix, why, what else there is, and how it is laid over the target."""
     from iq.compile.explain import explain
 
-    explanation = explain(format_name, target, Problem(m, n, k), via)
+    explanation = explain(format_name, target, Problem(m, n, k, experts), via)
     if as_json:
         print_json(explanation)
         return

@@ -7,8 +7,10 @@
     !tile = memref<64x40xf16>                         inside a `builtin.module`: a type that only this one knows by that name
 
 In expressions `+ - * / mod & | ^ << >>` and comparisons bind as in Python, and numbers take the expression's type. Integers are unsigned:
-`/` is divui, `mod` remui, `>>` shrui, `<` ult, `min` minui. Functions: i32(index), index(i32), splat(scalar), sitofp(x) and uitofp(x) of an
-i32 expression of the same shape, asr(x, bits), fma(a, b, c), min(a, b), max(a, b), select(condition, a, b).
+`/` is divui, `mod` remui, `>>` shrui, `<` ult, `min` minui. Functions: i32(index), index(i32), splat(scalar), rows(vector) of a matrix that
+are all equal, sitofp(x) and uitofp(x) of an i32 expression of the same shape, asr(x, bits), fma(a, b, c), min(a, b), max(a, b), the signed
+smin(a, b) and smax(a, b), abs(x), select(condition, a, b), of
+vectors element by element where the condition is a comparison. Floats compare as in C: with a NaN all but != are false.
 Nothing is inferred but the callee's signature. An expression stays as a comment above its operations; every other line is left as it is.
 """
 
@@ -33,7 +35,8 @@ _ARITHMETIC = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div", 
 _BITS = {ast.BitAnd: "andi", ast.BitOr: "ori", ast.BitXor: "xori", ast.LShift: "shli", ast.RShift: "shrui"}
 _COMPARISONS = {ast.Lt: "ult", ast.LtE: "ule", ast.Gt: "ugt", ast.GtE: "uge", ast.Eq: "eq", ast.NotEq: "ne"}
 # By name, number of operands and whether they are floats.
-_FUNCTIONS = {("asr", 2, False): "arith.shrsi", ("fma", 3, True): "math.fma"}
+_FUNCTIONS = {("asr", 2, False): "arith.shrsi", ("fma", 3, True): "math.fma", ("abs", 1, True): "math.absf"}
+_FUNCTIONS |= {("smin", 2, False): "arith.minsi", ("smax", 2, False): "arith.maxsi"}
 _FUNCTIONS |= {(name, 2, real): f"arith.{name}{'numf' if real else 'ui'}" for name in ("min", "max") for real in (False, True)}
 _FUNCTIONS |= {("select", 3, real): "arith.select" for real in (False, True)}
 _TYPES, _OPERANDS = "([{<>}])", "([{}])"  # brackets; in operands, < and > compare
@@ -222,7 +225,8 @@ class _Writer:
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
                 return self._operation(ast.Constant(-number), of)
             case ast.Constant(value=int() | float() as number):
-                literal = repr(float(number)) if real else hex(int(number)) if number > 255 else str(number)
+                # MLIR wants a point in what has an exponent.
+                literal = re.sub(r"^(-?\d+)e", r"\1.0e", repr(float(number))) if real else hex(int(number)) if number > 255 else str(number)
                 return f"arith.constant {f'dense<{literal}>' if type.startswith('vector') else literal} : {of}"
             case ast.UnaryOp(op=ast.USub(), operand=operand) if real:
                 return f"arith.negf {operands(operand)} : {of}"
@@ -231,8 +235,10 @@ class _Writer:
             case ast.BinOp(left=left, op=op, right=right) if op.__class__ in _ARITHMETIC:
                 kind = "f" if real else "ui" if isinstance(op, (ast.Div, ast.MatMult)) else "i"
                 return f"arith.{_ARITHMETIC[op.__class__]}{kind} {operands(left, right)} : {of}"
-            case ast.Compare(left=left, ops=[op], comparators=[right]) if op.__class__ in _COMPARISONS and not real:
-                return f"arith.cmpi {_COMPARISONS[op.__class__]}, {operands(left, right)} : {of}"
+            case ast.Compare(left=left, ops=[op], comparators=[right]) if op.__class__ in _COMPARISONS:
+                unsigned = _COMPARISONS[op.__class__]
+                ordered = {"eq": "oeq", "ne": "une"}.get(unsigned, unsigned.replace("u", "o"))
+                return f"arith.{f'cmpf {ordered}' if real else f'cmpi {unsigned}'}, {operands(left, right)} : {of}"
             case ast.BoolOp(op=op, values=[left, right]):
                 return f"arith.{'andi' if isinstance(op, ast.And) else 'ori'} {operands(left, right)} : i1"
             case ast.Call(func=ast.Name(id="i32" | "index" as to), args=[x]):
@@ -241,6 +247,11 @@ class _Writer:
             case ast.Call(func=ast.Name(id="splat"), args=[x]):
                 element = type.removesuffix(">").rpartition("x")[2]
                 return f"vector.broadcast {self.value(x, element)} : {element} to {of}"
+            case ast.Call(func=ast.Name(id="select"), args=[ast.Compare() as test, a, b]) if type.startswith("vector"):
+                flags = f"{type.rpartition('x')[0]}xi1>"
+                return f"arith.select {self.value(test, of)}, {operands(a, b)} : {flags}, {of}"
+            case ast.Call(func=ast.Name(id="rows"), args=[x]) if found := re.fullmatch(r"vector<\d+x(\d+x.*)>", type):
+                return f"vector.broadcast {self.value(x, row := f'vector<{found[1]}>')} : {row} to {of}"
             case ast.Call(func=ast.Name(id="sitofp" | "uitofp" as function), args=[x]) if real:
                 integer = re.sub(r"b?f\d+(?=>?$)", "i32", type)
                 return f"arith.{function} {self.value(x, integer)} : {integer} to {of}"

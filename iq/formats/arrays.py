@@ -28,25 +28,9 @@ def quantize(array: ArrayLike, fmt: str | Named, imatrix: ArrayLike | None = Non
     (iq1 to iq3, beyond 1e18 or so); DtypeError for other element types; ShapeError if there is no last dimension, if it is no multiple of
     the block, or if the imatrix does not match it.
     """
-    form = format_of(fmt)
-    given = _floats(array, "array")
-    if given.ndim == 0:
-        raise ShapeError(f"a 0-d array has no rows to quantize to {form.name}; give it at least one dimension")
+    form, given, columns = checked(array, fmt, imatrix)
     k = given.shape[-1]
     out = np.empty((*given.shape[:-1], form.row_bytes(k)), np.uint8)
-    columns: Floats | None = None
-    if imatrix is not None:
-        columns = _floats(imatrix, "imatrix")
-        if columns.shape != (k,):
-            raise ShapeError(f"the imatrix has shape {columns.shape}; rows of {k} weights need ({k},)")
-        _require_finite(columns, "imatrix", form)
-    if form.block_size > 1:
-        _require_finite(given, "array", form)
-    if imatrix is None and form.imatrix == "required":
-        raise FormatError(
-            f"{form.name} cannot be quantized without an imatrix, in ggml as here: give imatrix=, how much each of the {k} columns matters "
-            "(from llama-imatrix, or the mean squares of activations)"
-        )
     if not given.size:
         return out
 
@@ -61,6 +45,30 @@ def quantize(array: ArrayLike, fmt: str | Named, imatrix: ArrayLike | None = Non
 
     _in_chunks(work, *rows.shape)
     return out
+
+
+def checked(array: ArrayLike, fmt: str | Named, imatrix: ArrayLike | None) -> tuple[type[Format], Floats, Floats | None]:
+    """What `quantize` is given, as its format, weights and importances, contiguous float32. Raises as it does."""
+    form = format_of(fmt)
+    given = _floats(array, "array")
+    if given.ndim == 0:
+        raise ShapeError(f"a 0-d array has no rows to quantize to {form.name}; give it at least one dimension")
+    k = given.shape[-1]
+    form.row_bytes(k)  # raises unless rows are whole blocks
+    columns: Floats | None = None
+    if imatrix is not None:
+        columns = _floats(imatrix, "imatrix")
+        if columns.shape != (k,):
+            raise ShapeError(f"the imatrix has shape {columns.shape}; rows of {k} weights need ({k},)")
+        _require_finite(columns, "imatrix", form)
+    if form.block_size > 1:
+        _require_finite(given, "array", form)
+    if imatrix is None and form.imatrix == "required":
+        raise FormatError(
+            f"{form.name} cannot be quantized without an imatrix, in ggml as here: give imatrix=, how much each of the {k} columns matters "
+            "(from llama-imatrix, or the mean squares of activations)"
+        )
+    return form, given, columns
 
 
 def dequantize(packed: ArrayLike, fmt: str | Named) -> Floats:

@@ -31,7 +31,7 @@ class Format:
     name: ggml's name in lower case. type: ggml's id.
     block_size, type_size: weights and bytes of a block, as ggml counts them.
     kind: "weights" are integers with scales, so that integer dot products apply; "plain" are floats; "activations" are for the other side
-        of a product, and kernels only ever write them.
+        of a product, and kernels only ever write them (q8_1), or have nothing to do with them (q8_K).
     zero: what to subtract from a stored quant. signed: whether the stored quant is an int8 rather than a uint8.
     mins: whether sub-blocks have a min.
     sub_block: consecutive weights that share scale and min; 0 for plain formats, which have no scales.
@@ -41,6 +41,7 @@ class Format:
     denormal_scales: whether scales may be below 2^-126, where float32 has fewer bits and CPUs may be told to take numbers for 0.
     codebook: the 16 int8 that nibbles stand for, where they do not stand for themselves.
     imatrix: what quantizing makes of importances, as in ggml: "ignored", "used" where they are given, or "required".
+    quantizer: the template that quantizes to it on a device, templates/formats/quantize/<quantizer>.mlir.j2; "" where none does.
     """
 
     name: ClassVar[str]
@@ -57,6 +58,7 @@ class Format:
     denormal_scales: ClassVar[bool] = False
     codebook: ClassVar[tuple[int, ...]] = ()
     imatrix: ClassVar[Literal["ignored", "used", "required"]] = "ignored"
+    quantizer: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
         if "name" in vars(cls):
@@ -89,6 +91,11 @@ class Format:
         raise NotImplementedError
 
     @classmethod
+    def set_blocks(cls, blocks: Floats) -> Bytes:
+        """As quantize_blocks without weights, to the bytes of ggml's from_float, which its set_rows takes: most formats' are the same."""
+        return cls.quantize_blocks(blocks, None)
+
+    @classmethod
     def dequantize_blocks(cls, packed: Bytes) -> Floats:
         """Dequantize uint8[n, type_size] to f32[n, block_size], bit for bit as ggml does."""
         raise NotImplementedError
@@ -117,7 +124,7 @@ class Format:
 
     @classmethod
     def importance(cls, rows: Floats, imatrix: Floats) -> Floats:
-        """What quantize_blocks takes as weights, for f32[rows, k] and an imatrix f32[k]: f32[rows, k]. q4_0's depend on the whole row."""
+        """What quantize_blocks takes as weights, for f32[rows, k] and an imatrix f32[k]: f32[rows, k]. q4_0 to q5_1 see the whole row."""
         return np.broadcast_to(imatrix, rows.shape)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from iq.formats.base import Format
 from iq.formats.packing import FOUR, LOW, Bytes, Floats, columns, f16_bytes, f16_values, pack_nibbles, unpack_nibbles
@@ -17,8 +18,8 @@ _HALFWAY = (_NON_LINEAR_VALUES[1:] + _NON_LINEAR_VALUES[:-1]) / 2
 _NEAREST: Bytes = np.searchsorted(_HALFWAY, np.r_[:256, -256:0] / 2, side="right").astype(np.uint8)
 
 
-def _nearest(x: Floats) -> Bytes:
-    """ggml's best_index_int8: the nibbles whose values are nearest, the last one for NaN."""
+def best_index_int8(x: Floats) -> Bytes:
+    """ggml's: the nibbles whose values in iq4_nl's codebook are nearest to x, the last one for NaN. f32 of any shape -> u8."""
     halves = x * np.float32(2)
     np.floor(halves, out=halves)
     np.fmin(halves, np.float32(255), out=halves)
@@ -33,7 +34,7 @@ def _search_scales(x: Floats, weights: Floats) -> Floats:
     first = np.float32(_NON_LINEAR[0])
 
     def sums(inverse: Floats) -> tuple[Floats, Floats]:
-        values = _NON_LINEAR_VALUES[_nearest(inverse * x)]
+        values = _NON_LINEAR_VALUES[best_index_int8(inverse * x)]
         weighted = weights * values
         return sum_in_order(weighted * x), sum_in_order(weighted * values)
 
@@ -70,6 +71,7 @@ class IQ4_NL(Format):
     """f16 d, 16 bytes of two nibbles each, as in q4_0: d * codebook[nibble]."""
 
     name, type = "iq4_nl", 20
+    quantizer = "iq4_nl"
     block_size, type_size = 32, 18
     signed = True
     sub_block, interleave = 32, 32
@@ -79,10 +81,26 @@ class IQ4_NL(Format):
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
-        """quantize_iq4_nl. (quantize_row_iq4_nl_ref, ggml's from_float, searches less: its bytes are others.)"""
+        """quantize_iq4_nl."""
         x = columns(blocks, 32)
         scales = _search_scales(x, _search_weights(blocks, weights))
-        nibbles = _nearest(_inverse(scales) * x)
+        nibbles = best_index_int8(_inverse(scales) * x)
+        return np.hstack([f16_bytes(scales), pack_nibbles(nibbles.T, 16)])
+
+    @classmethod
+    def set_blocks(cls, blocks: Floats) -> Bytes:
+        """quantize_row_iq4_nl_ref: nibbles for the scale that makes the largest weight -127, then the best scale for these nibbles.
+
+        The nibbles of a block of zeros, which ggml leaves as they come, are those nearest to 0.
+        """
+        x = columns(blocks, 32)
+        top = np.take_along_axis(x, np.abs(x).argmax(axis=0, keepdims=True), axis=0)[0]
+        zeros = np.abs(top) < GROUP_MAX_EPS
+        nibbles = best_index_int8(np.where(zeros, np.float32(0), np.float32(1) / (top / _NON_LINEAR_VALUES[0])) * x)
+        values = _NON_LINEAR_VALUES[nibbles]
+        weighted = x * x * values
+        sum_qx, sum_q2 = sum_in_order(weighted * x), sum_in_order(weighted * values)
+        scales = np.where(~zeros & (sum_q2 > 0), sum_qx / sum_q2, np.float32(0))
         return np.hstack([f16_bytes(scales), pack_nibbles(nibbles.T, 16)])
 
     @classmethod
@@ -97,6 +115,7 @@ class IQ4_XS(Format):
     """
 
     name, type = "iq4_xs", 23
+    quantizer = "iq4_xs"
     block_size, type_size = 256, 136
     signed = True
     sub_block, interleave = 32, 32
@@ -114,7 +133,7 @@ class IQ4_XS(Format):
         top[size.max(axis=1) == 0] = 0
         d = -top / np.float32(32)
         scales6 = np.clip(nearest_int(_inverse(d) * scales), -32, 31)
-        nibbles = _nearest(_inverse(d * scales6.astype(np.float32)).ravel() * x)
+        nibbles = best_index_int8(_inverse(d * scales6.astype(np.float32)).ravel() * x)
         stored = (scales6 + 32).astype(np.uint8)
         upper = np.bitwise_or.reduce((stored >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16), axis=1)
         packed_nibbles = pack_nibbles(nibbles.T.reshape(-1, 256), 16)
@@ -134,8 +153,8 @@ _E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 _E2M1_VALUES = np.array(_E2M1, np.float32)
 
 
-def _nearest_e2m1(x: Floats, scales: Floats) -> Bytes:
-    """ggml's best_index_mxfp4 of f32[n, k] and scales f32[n, 1]: the first nibble whose value times scale is nearest, as floats have it."""
+def best_index_mxfp4(x: Floats, scales: Floats) -> Bytes:
+    """ggml's, of f32[n, k] and scales f32[n, 1]: the first nibble whose value times scale is nearest, as floats have it. u8[n, k]."""
     size = np.abs(x)
     best, nibbles = size, np.zeros(x.shape, np.uint8)
     for nibble in range(1, 8):
@@ -152,6 +171,7 @@ class MXFP4(Format):
     """
 
     name, type = "mxfp4", 39
+    quantizer = "mxfp4"
     block_size, type_size = 32, 17
     signed = True
     sub_block, interleave = 32, 32
@@ -165,11 +185,17 @@ class MXFP4(Format):
         # log2f rounds to float: it may round up to the next power of two. Below 2^-125 the exponent wraps, as a byte does in C.
         exponents = np.floor(np.log2(top.astype(np.float64)).astype(np.float32)).astype(np.int32) + 125
         stored = np.where(top > 0, exponents, 0).astype(np.uint8)
-        return np.hstack([stored, pack_nibbles(_nearest_e2m1(blocks, _powers(stored)), 16)])
+        return np.hstack([stored, pack_nibbles(best_index_mxfp4(blocks, _powers(stored)), 16)])
 
     @classmethod
     def dequantize_blocks(cls, packed: Bytes) -> Floats:
         return _powers(packed[:, :1]) * _E2M1_VALUES[unpack_nibbles(packed[:, 1:], 16)]
+
+    @classmethod
+    def finite(cls, packed: Bytes) -> NDArray[np.bool_]:
+        """An e of 255 is a NaN in OCP's format. ggml reads it as 2^127, and its validation refuses it."""
+        finite: NDArray[np.bool_] = packed[:, 0] != 255
+        return finite
 
     @classmethod
     def set_scales(cls, packed: Bytes, scales: Floats, mins: Floats) -> None:
@@ -189,6 +215,7 @@ class NVFP4(Format):
     """
 
     name, type = "nvfp4", 40
+    quantizer = "nvfp4"
     block_size, type_size = 64, 36
     signed = True
     sub_block, interleave = 16, 16
@@ -199,7 +226,7 @@ class NVFP4(Format):
         """quantize_row_nvfp4_ref."""
         x = blocks.reshape(-1, 16)
         scales = _ue4m3_bytes(np.abs(x).max(axis=1, keepdims=True) / np.float32(6))
-        nibbles = _nearest_e2m1(x, _ue4m3_halves(scales))
+        nibbles = best_index_mxfp4(x, _ue4m3_halves(scales))
         return np.hstack([scales.reshape(-1, 4), pack_nibbles(nibbles.reshape(-1, 64), 8)])
 
     @classmethod

@@ -120,6 +120,7 @@ class Q2_K(QuantizedMins):
     """
 
     name, type = "q2_k", 10
+    quantizer = "q2_k"
     type_size = 84
     sub_block, interleave = 16, 128
     f16_fields = (80, 82)
@@ -151,6 +152,7 @@ class Q3_K(Format):
     """
 
     name, type = "q3_k", 11
+    quantizer = "q3_k"
     block_size, type_size = 256, 110
     zero = 4
     sub_block, interleave = 16, 128
@@ -252,6 +254,7 @@ class Q4_K(SixBitScales):
     """The scales, then 128 bytes of two quants each: in each 64 weights, weight i low and weight i + 32 high."""
 
     name, type = "q4_k", 12
+    quantizer = "q4_k"
     type_size = 144
     top, search = 15, (-1.0, 0.1, 20, False)
 
@@ -268,6 +271,7 @@ class Q5_K(SixBitScales):
     """The scales, 32 bytes of fifth bits (weight i of sub-block j: bit j of byte i), then 128 bytes of four bits as in q4_K."""
 
     name, type = "q5_k", 13
+    quantizer = "q5_k"
     type_size = 176
     top, search = 31, (-0.5, 0.1, 15, False)
 
@@ -293,6 +297,7 @@ class Q6_K(Format):
     """
 
     name, type = "q6_k", 14
+    quantizer = "q6_k"
     block_size, type_size = 256, 210
     zero = 32
     sub_block, interleave = 16, 128

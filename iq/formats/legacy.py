@@ -60,6 +60,7 @@ class FourOrFiveBits(Format):
 class Centred(FourOrFiveBits):
     """f16 d, then the quants: d * (quant - zero)."""
 
+    quantizer = "centred"
     f16_fields = (0,)
 
     @classmethod
@@ -84,6 +85,7 @@ class Centred(FourOrFiveBits):
 class WithMin(FourOrFiveBits):
     """f16 d, f16 m, then the quants: d * quant + m."""
 
+    quantizer = "with_min"
     mins = True
     f16_fields = (0, 2)
 
@@ -139,6 +141,7 @@ class Q8_0(Format):
     """f16 d, 32 int8: d * quant."""
 
     name, type = "q8_0", 8
+    quantizer = "q8_0"
     block_size, type_size = 32, 34
     signed = True
     sub_block, interleave = 32, 1

@@ -12,6 +12,7 @@ class F32(Format):
     name, type = "f32", 0
     block_size, type_size = 1, 4
     kind = "plain"
+    quantizer = "plain"
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
@@ -27,6 +28,7 @@ class F16(Format):
     block_size, type_size = 1, 2
     kind = "plain"
     f16_fields = (0,)
+    quantizer = "plain"
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
@@ -43,6 +45,7 @@ class BF16(Format):
     name, type = "bf16", 30
     block_size, type_size = 1, 2
     kind = "plain"
+    quantizer = "plain"
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:

@@ -194,8 +194,9 @@ def make_qkx2_quants(
         best_inverse, best_low = np.where(better, inverse, best_inverse), np.where(better, offset, best_low)
         offset = np.where(better, this_offset, offset)
     quantize(best_inverse, best_low)
-    # ggml returns early where all weights are equal; here that comes out as 1 / range infinite, scale 0, and no step with a determinant.
-    return scale, -offset, quants.astype(np.int32)
+    # ggml returns early where all weights are equal; here that comes out as 1 / range infinite and no step with a determinant. Zeros of
+    # either sign would give the scale one.
+    return np.where(top == low, np.float32(0), scale), -offset, quants.astype(np.int32)
 
 
 def make_qp_quants(x: Floats, nmax: int, weights: Floats) -> tuple[Floats, NDArray[np.uint8]]:

@@ -1,4 +1,4 @@
-"""Instructions of AMDGPU, x86 and PTX, sorted into classes."""
+"""Instructions of AMDGPU, x86, aarch64 and PTX, sorted into classes."""
 
 from __future__ import annotations
 
@@ -36,6 +36,15 @@ _X86 = (
     (r"v", "vector"),
     (r"", "scalar"),
 )
+_AARCH64 = (
+    (r"[su]dot|usdot|[su]mmla", "dot"),
+    (r"fn?m(l[as]|add|sub)", "fma"),
+    (r"blr?$", "call"),
+    (r"b$|b\.|br$|cbn?z|tbn?z|ret", "branch"),
+    (r"ld", "load"),
+    (r"st", "store"),
+    (r"", "other"),
+)
 _PTX = (
     (r"dp[42]a", "dot"),
     (r"(wg)?mma", "mma"),
@@ -66,9 +75,9 @@ Mix = Mapping[str, int]
 
 
 @cache
-def classify(mnemonic: str, family: str) -> str:
-    """The class of an instruction of a target family ("rocm", "cpu", "cuda")."""
-    table = {"rocm": _AMDGPU, "cpu": _X86, "cuda": _PTX}[family]
+def classify(mnemonic: str, isa: str) -> str:
+    """The class of an instruction of "rocm", "cuda" or a CPU's instruction set ("x86_64", "aarch64")."""
+    table = {"rocm": _AMDGPU, "x86_64": _X86, "aarch64": _AARCH64, "cuda": _PTX}[isa]
     name = next((name for pattern, name in table if re.match(pattern, mnemonic)), "unknown")
     kind, by_width, _ = name.partition(" by width")
     return f"{kind} {_width(mnemonic)}" if by_width else name

@@ -1,4 +1,4 @@
-"""The disassembly of AMDGPU and x86 ELFs, by llvm-objdump."""
+"""The disassembly of AMDGPU, x86 and aarch64 ELFs, by llvm-objdump."""
 
 from __future__ import annotations
 
@@ -43,36 +43,36 @@ class Objdump:
                 unfit.append(f"there is no {name}")
                 continue
             found = cls(executable)
-            if not (fault := fault_of(executable, partial(found.listing, family="rocm", encodings=True))):
+            if not (fault := fault_of(executable, partial(found.listing, isa="rocm", encodings=True))):
                 return found
             unfit.append(f"{executable} {fault}")
         why = "; ".join(unfit) or "there is none on PATH"
         return f"no llvm-objdump that decodes all kernels ({why}): apt-get install {PACKAGE}, or name one with IQ_LLVM_OBJDUMP"
 
-    def listing(self, elf: bytes, family: str, encodings: bool = False) -> str:
+    def listing(self, elf: bytes, isa: str, encodings: bool = False) -> str:
         """The disassembly of an ELF, with `encodings` the words of each instruction too. Raises RuntimeError when it fails."""
         with tempfile.NamedTemporaryFile(suffix=".elf") as file:
             file.write(elf)
             file.flush()
             options = [] if encodings else ["--no-show-raw-insn"]
             # Without real-true16, gfx11's 16-bit instructions decode as unknown ones.
-            options += ["--mattr=+real-true16"] if family == "rocm" else []
+            options += ["--mattr=+real-true16"] if isa == "rocm" else []
             done = subprocess.run([self.executable, "-d", *options, file.name], capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{self.executable} failed: {done.stderr.strip()[:500]}")
         return done.stdout
 
-    def mixes(self, elf: bytes, functions: Mapping[str, tuple[int, int]], family: str) -> dict[str, Mix]:
+    def mixes(self, elf: bytes, functions: Mapping[str, tuple[int, int]], isa: str) -> dict[str, Mix]:
         """How many instructions of each class each function has, by its name; `functions` are (address, bytes).
 
         Raises RuntimeError when the disassembler fails.
         """
         starts = sorted((address, size, name) for name, (address, size) in functions.items())
         counts: dict[str, Counter[str]] = {name: Counter() for name in functions}
-        for address, mnemonics in _instructions(self.listing(elf, family)):
+        for address, mnemonics in _instructions(self.listing(elf, isa)):
             at = bisect_right(starts, address, key=lambda s: s[0]) - 1
             if at >= 0 and address < starts[at][0] + starts[at][1]:  # else padding between functions
-                counts[starts[at][2]].update(classify(mnemonic, family) for mnemonic in mnemonics)
+                counts[starts[at][2]].update(classify(mnemonic, isa) for mnemonic in mnemonics)
         return {name: dict(sorted(count.items())) for name, count in counts.items()}
 
 
@@ -92,10 +92,10 @@ def _instructions(listing: str) -> list[tuple[int, list[str]]]:
     """Address and mnemonics of each line; a dual-issue instruction has two."""
     found = []
     for line in listing.splitlines():
-        # AMDGPU: "\tv_add ... // 000000001708: ...". x86: "    2991:      \tmovq ...".
+        # AMDGPU: "\tv_add ... // 000000001708: ...". CPUs: "    2991:      \t{vex} vpdpbusd ...".
         amdgpu = re.match(r"\t(?P<text>.*?)\s*// (?P<address>[0-9A-F]+):", line)
         instruction = amdgpu or re.match(r"\s*(?P<address>[0-9a-f]+):\s+(?P<text>\S.*)", line)
         if instruction:
             text = instruction["text"]
-            found.append((int(instruction["address"], 16), mnemonics(text) if amdgpu else [text.split()[0]]))
+            found.append((int(instruction["address"], 16), mnemonics(text) if amdgpu else [text.removeprefix("{vex}").split()[0]]))
     return found

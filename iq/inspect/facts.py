@@ -17,6 +17,7 @@ from iq.bundle.executable import Executable
 from iq.errors import BytecodeError
 from iq.inspect.classes import Mix, ptx_mixes
 from iq.inspect.disassembly import Objdump
+from iq.targets import AARCH64, X86_64
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class _Reader:
                 self._rocm(elf)
         elif name.endswith("_cuda_nvptx_fb.fb"):
             self._cuda(executable)
-        elif name.endswith("_embedded_elf_x86_64.so"):
-            self._cpu(executable)
+        elif isa := isa_of(name):
+            self._cpu(executable, isa)
         else:
             self.notes[f"{name}: not a kind of executable that can be read"] = None
 
@@ -83,26 +84,31 @@ class _Reader:
             self.dispatches.append(Dispatch(name, {"workgroup": workgroups[name], **facts} if name in workgroups else facts, mix))
         self.notes["PTX: the driver chooses registers and instructions when it loads it"] = None
 
-    def _cpu(self, elf: bytes) -> None:
+    def _cpu(self, elf: bytes, isa: str) -> None:
         functions = functions_of(elf)
         if not functions:
             self.notes["no debug information: the code cannot be told apart by dispatch"] = None
-        self.processors.append("x86-64")
-        mixes = self._mixes(elf, functions, "cpu")
+        self.processors.append(isa)
+        mixes = self._mixes(elf, functions, isa)
         for name, (_, size) in functions.items():
             self.dispatches.append(Dispatch(name, {"code_bytes": size}, mixes.get(name)))
 
-    def _mixes(self, elf: bytes, functions: Mapping[str, tuple[int, int]], family: str) -> Mapping[str, Mix]:
+    def _mixes(self, elf: bytes, functions: Mapping[str, tuple[int, int]], isa: str) -> Mapping[str, Mix]:
         if self.objdump is None:
             return {}
         if isinstance(self.objdump, str):
             self.notes[f"no instruction mix: there is {self.objdump}"] = None
             return {}
         try:
-            return self.objdump.mixes(elf, functions, family)
+            return self.objdump.mixes(elf, functions, isa)
         except RuntimeError as error:
             self.notes[f"no instruction mix: {error}"] = None
             return {}
+
+
+def isa_of(executable: str) -> str:
+    """The instruction set of a CPU's executable (iq.targets.Isa), by the name that it has in a vmfb; "" for one that is no CPU's."""
+    return next((isa.name for isa in (X86_64, AARCH64) if executable.endswith(f"_embedded_elf_{isa.elf}.so")), "")
 
 
 def functions_of(elf: bytes) -> dict[str, tuple[int, int]]:

@@ -16,6 +16,9 @@ DTYPES = ("f32", "f16", "bf16")
 _W, _X, _Y = Tensor("w", "i8", ("n", "row_bytes")), Tensor("x", "f32", ("m", "k")), Tensor("y", "f32", ("m", "n"))
 _W_BLOCKS, _VALUES = Tensor("w", "i8", ("row_bytes",)), Tensor("y", "", ("k",))
 _IDS, _ROWS = Tensor("ids", "i32", ("rows",)), Tensor("y", "", ("rows", "k"))
+# What is quantized, and into what.
+_UNPACKED, _IMATRIX = Tensor("x", "f32", ("rows", "k")), Tensor("imatrix", "f32", ("k",))
+_PACKED = Tensor("w", "i8", ("rows", "row_bytes"))
 _Q8_1 = Tensor("y", "i8", ("m", "q8_blocks", 36))  # GGML's blocks
 # The activations between two kernels, as q8: int8 values; for each 32 of them the f32 scale and the sums of the first and last 16 values
 # (first + 65536 * last). Or as f16, each row divided by a power of two.
@@ -53,6 +56,23 @@ GET_ROWS = Kernel(
     grid=(Axis("rows"), _BLOCKS),
     schedules=schedules.element,
     model="dequantized rows",
+)
+QUANTIZE, QUANTIZE_IMATRIX, SET_ROWS = (
+    Kernel(name, reads, (writes,), ("rows", "blocks"), (Axis("rows"), _BLOCKS), layouts, name, family="quantize")
+    for name, reads, writes, layouts in (
+        ("quantize", (_UNPACKED,), _PACKED, schedules.quantize),
+        ("quantize_imatrix", (_UNPACKED, _IMATRIX), _PACKED, schedules.quantize_imatrix),
+        ("set_rows", (_UNPACKED, _IDS), _W_BLOCKS, schedules.set_rows),
+    )
+)
+HADAMARD = Kernel(
+    "hadamard",
+    reads=(_X,),
+    writes=(Tensor("y", "f32", ("m", "k")),),
+    sizes=("m", "k", "width"),
+    grid=(Axis("m"), Axis("k", "block_weights")),
+    schedules=schedules.hadamard,
+    model="hadamard",
 )
 QUANTIZE_Q8_1 = Kernel("quantize_q8_1", (_X,), (_Q8_1,), _Q8_SIZES, _Q8_GRID, schedules.quantize_q8_1, model="q8_1 blocks")
 QUANTIZE_Q8_1_SOA = Kernel(
@@ -117,6 +137,7 @@ GROUPED_MUL_MAT_FLOAT = _grouped(MUL_MAT_FLOAT, schedules.grouped_mul_mat_float)
 
 _WEIGHTS = frozenset({"weights", "plain"})
 _QUANTIZED = frozenset({"weights"})
+_PLAIN = frozenset({"plain"})
 _ACTIVATIONS = frozenset({"activations"})
 
 
@@ -138,7 +159,8 @@ class Op:
     """One op.
 
     inputs, sizes, outputs: the arguments of its functions, in this order. varies: what its variants differ in: the rows of activations
-    that they are for ("columns"), what the activations become ("via"), or the element type of the results ("dtype").
+    that they are for ("columns"), what the activations become ("via"), or the element type of the numbers that are read or written
+    ("dtype").
     only: the one format that it is for; "" where variants say which.
     """
 
@@ -157,9 +179,9 @@ class Op:
         return tuple(value for variant in self.variants if fmt.kind in variant.kinds for value in variant.values)
 
     def kernels(self, value: str, target: Target, fmt: type[Format]) -> tuple[Kernel, ...]:
-        """The kernels of a variant on a target."""
+        """The kernels of a variant on a target; none where the format has no such op."""
         [variant] = [v for v in self.variants if value in v.values and fmt.kind in v.kinds]
-        return next(plan for plan in variant.plans if all(kernel.schedules(target, fmt, 0) for kernel in plan))
+        return next((plan for plan in variant.plans if all(kernel.schedules(target, fmt, 0) for kernel in plan)), ())
 
 
 # Those of them that a target has are in schedules.VEC_COLUMNS.
@@ -196,6 +218,10 @@ OPS: dict[str, Op] = {
                 Variant(("float",), _WEIGHTS, ((SCALE_ROWS, MUL_MAT_FLOAT), (DEQUANTIZE_MUL_MAT_VEC,))),
             ),
         ),
+        *(
+            Op(kernel.name, kernel.reads, kernel.sizes, kernel.writes, "dtype", (Variant(("f32",), _WEIGHTS, ((kernel,),)),))
+            for kernel in (QUANTIZE, QUANTIZE_IMATRIX, SET_ROWS)
+        ),
         Op(
             "mul_mat_vec_id",
             (_EXPERTS, _X, _PICKED),
@@ -226,6 +252,7 @@ OPS: dict[str, Op] = {
                 ),
             ),
         ),
+        Op("hadamard", HADAMARD.reads, HADAMARD.sizes, HADAMARD.writes, "dtype", (Variant(("f32",), _PLAIN, ((HADAMARD,),)),), "f32"),
         Op("quantize_q8_1", (_X,), _Q8_SIZES, (_Q8_1,), "dtype", (Variant(("f32",), _ACTIVATIONS, ((QUANTIZE_Q8_1,),)),), "q8_1"),
         Op("quantize_q8_1_soa", (_X,), _Q8_SIZES, (_XQ, _XD), "dtype", (Variant(("f32",), _ACTIVATIONS, ((QUANTIZE_Q8_1_SOA,),)),), "q8_1"),
     )

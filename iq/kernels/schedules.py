@@ -91,6 +91,34 @@ class ElementSchedule(Schedule):
 
 
 @dataclass(frozen=True)
+class QuantizeSchedule(Schedule):
+    """quantize, quantize_imatrix, set_rows: a workgroup of `workgroup` threads takes block_tile blocks, a lane sub_blocks at a time.
+
+    sub_blocks: elements of a lane's vectors; whole blocks where it is more than one.
+    """
+
+    workgroup: int
+    block_tile: int
+    sub_blocks: int
+
+    @property
+    def label(self) -> str:
+        return f"b{self.block_tile}_t{self.workgroup}_s{self.sub_blocks}"
+
+    def threads(self, wave: int) -> int:
+        return self.workgroup
+
+
+@dataclass(frozen=True)
+class HadamardSchedule(QuantizeSchedule):
+    """hadamard: as quantize, with runs of 32 values for sub-blocks and blocks. block_weights: values of a workgroup's tile of a row."""
+
+    @property
+    def block_weights(self) -> int:
+        return 32 * self.block_tile
+
+
+@dataclass(frozen=True)
 class Q8Schedule(Schedule):
     """quantize_q8_1: a workgroup of `workgroup` threads takes q8_tile blocks of 32 activations, `lanes` lanes a block."""
 
@@ -233,20 +261,19 @@ DEQUANTIZE_MUL_MAT_VEC: dict[str, tuple[VecSchedule, ...]] = {
 # the wave loads, and take registers. On an H200, in five formats at 32768 x 8192, 4 rows took 0.24 to 0.50 of the time of one with M = 8;
 # with M = 2 q8_0 does best with 1. On AMD by counting: instructions of the loop per 32 weights and row of activations, and waves that a
 # SIMD has room for. gfx1100, M = 8, with 1, 2, 4 rows: q4_0 23.2, 18.2, 15.3 (12, 12, 9 waves), q4_K 24.4, 20.8, 18.4 (12, 10, 6), q6_K
-# 29.0, 23.9 (9, 7), which spills with 4, as do q2_K, q3_K and iq1_m (8, 26 and 20 VGPRs). gfx942: q4_0 20.0, 15.7, 14.0 (5, 4, 4), q4_K
-# 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken where they save a tenth and do not halve the waves; with M = 8, where instructions set the
-# pace and not memory, also where they do. On gfx1030 iq2_xs, iq2_s and iq1_m spill with 4 (29, 7 and 4 VGPRs).
-# Kernels for CPUs take a row at a time.
+# 29.0, 23.9 (9, 7), which spills with 4, as do q2_K, q3_K, iq1_m and on gfx1201 tq1_0 (8, 26, 20 and 3 VGPRs). gfx942: q4_0 20.0, 15.7,
+# 14.0 (5, 4, 4), q4_K 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken where they save a tenth and do not halve the waves; with M = 8,
+# where instructions set the pace, not memory, also where they do. On gfx1030 tq1_0, iq2_xs, iq2_s and iq1_m spill with 4 (8, 29, 7 and 4
+# VGPRs). Kernels for CPUs take a row at a time.
 _TWO_AT_MOST = {1: 1, 8: 2}
 MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {
     "rocm": {"": {1: 1, 4: 2, 8: 4}},
+    "gfx906": {"": _TWO_AT_MOST},  # which has 256 registers to a lane, half of what gfx90a has: iq1_M spills with 4 rows
     "gfx90a": {"": {1: 1, 4: 2, 8: 4}, "q5_k": {2: 1, 4: 2, 8: 4}, "q6_k": {2: 1, 8: 2}},
     "gfx1010": {"": {8: 1}},  # without v_dot4 bytes are taken apart in registers: q6_K spills with 2 rows
-    "gfx1030": {
-        "": {1: 1, 4: 2, 8: 4},
-        **dict.fromkeys(("q5_k", "q6_k", "iq4_xs", "nvfp4", "iq2_xs", "iq2_s", "iq1_m"), _TWO_AT_MOST),
-    },
-    "gfx1100": {"": {1: 1, 4: 2, 8: 4}, **dict.fromkeys(("q4_0", "q2_k", "q3_k", "q6_k", "iq1_m"), _TWO_AT_MOST)},
+    "gfx1030": {"": {1: 1, 4: 2, 8: 4}}
+    | dict.fromkeys(("q5_k", "q6_k", "tq1_0", "iq4_xs", "nvfp4", "iq2_xs", "iq2_s", "iq1_m"), _TWO_AT_MOST),
+    "gfx1100": {"": {1: 1, 4: 2, 8: 4}} | dict.fromkeys(("q4_0", "q2_k", "q3_k", "q6_k", "tq1_0", "iq1_m"), _TWO_AT_MOST),
     "cuda": {"": {1: 1, 2: 2, 8: 4}, "q8_0": {2: 1, 8: 4}},
 }
 DEQUANTIZE_MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {"rocm": {"": {1: 1, 8: 2}}, "cuda": {"": {1: 1, 8: 2}}}
@@ -270,6 +297,9 @@ ELEMENT_VALUES: dict[str, tuple[int, int]] = {  # threads and values of a workgr
     "cuda": (_ELEMENT_THREADS, 8 * _ELEMENT_THREADS),
     "cpu": (1, 16384),
 }
+# Threads of a workgroup, sub-blocks that it takes, and those of a lane. Rows may be short, and searches take many registers: one or two
+# waves a workgroup. A CPU's vectors hold 8 sub-blocks, or all of a block that has more.
+QUANTIZE: dict[str, tuple[int, int, int]] = {"rocm": (64, 64, 1), "cuda": (64, 64, 1), "cpu": (1, 512, 8)}
 QUANTIZE_Q8_1: dict[str, Q8Schedule] = {
     "rocm": Q8Schedule(256, lanes=8, q8_tile=32),
     "cuda": Q8Schedule(256, lanes=8, q8_tile=32),
@@ -304,8 +334,10 @@ GROUPED_MUL_MAT_FLOAT: dict[str, MatrixSchedule] = {
 }
 # Picks for each expert, on average, above which they are grouped. By counting bytes of weights: a matvec a pick reads an expert's matrix
 # for each pick, r times for r picks of each expert; tiles read those of the experts that have a pick once, 1 - e^-r of them. That is 1.6
-# times as much at r = 1 and 4.1 times at r = 4, where a matvec reads at most three times as fast as tiles that are mostly empty.
-PICKS_TO_GROUP: dict[str, int] = {"rocm": 3, "cuda": 3, "cpu": 3}
+# times as much at r = 1 and 4.1 times at r = 4, where a matvec reads at most three times as fast as tiles that are mostly empty. On CPUs a
+# tile of 8 picks costs the same however few are in it: on one with VNNI, weights in its cache (8 experts, 512 x 512), matvecs took 0.4 to
+# 0.7 of the time for r = 3, for r = 8 1.3 (q4_K), 0.9 (q6_K, q8_0) and 0.6 (f16).
+PICKS_TO_GROUP: dict[str, int] = {"rocm": 3, "cuda": 3, "cpu": 8}
 # The most experts that are grouped: two numbers in LDS for each.
 MOST_EXPERTS = 1024
 GROUP_PICKS_THREADS: dict[str, int] = {"rocm": 1024, "cuda": 1024, "cpu": 1}
@@ -376,6 +408,29 @@ def dequantize_mul_mat_vec(target: Target, fmt: type[Format], tile_m: int) -> tu
 def element(target: Target, fmt: type[Format], tile_m: int) -> tuple[ElementSchedule, ...]:
     [(threads, values)] = _row(ELEMENT_VALUES, target)
     return (ElementSchedule(threads, max(1, values // fmt.kernel_block_weights())),)
+
+
+def quantize(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
+    if not fmt.quantizer:
+        return ()
+    per_block = fmt.kernel_block_weights() // (fmt.sub_block or 8)
+    [(threads, tile, lane)] = _row(QUANTIZE, target)
+    return (QuantizeSchedule(threads, tile // per_block, lane if lane == 1 else max(lane, per_block)),)
+
+
+def quantize_imatrix(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
+    return quantize(target, fmt, tile_m) if fmt.imatrix != "ignored" else ()
+
+
+def set_rows(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
+    # For caches, whose rows are too short for super-blocks.
+    return quantize(target, fmt, tile_m) if fmt.block_size <= 32 else ()
+
+
+def hadamard(target: Target, fmt: type[Format], tile_m: int) -> tuple[HadamardSchedule, ...]:
+    [(threads, tile, lane)] = _row(QUANTIZE, target)
+    # A CPU's vectors hold the 16 runs of the widest transform.
+    return (HadamardSchedule(threads, tile, lane if lane == 1 else 16),)
 
 
 def quantize_q8_1(target: Target, fmt: type[Format], tile_m: int) -> tuple[Q8Schedule, ...]:

@@ -21,7 +21,7 @@ class KernelSpec:
     """One kernel: OP.FORMAT.VARIANT, and .SCHEDULE where it is not the op's default one. `key` and `parse` are inverse.
 
     The variant is one of: columns, the largest M that it is for; via, what the activations become ("q8_1", "float"); dtype, the element
-    type of its results. Which one is the op's own (Op.varies).
+    type of the numbers that it reads or writes. Which one is the op's own (Op.varies).
     """
 
     op: str
@@ -73,7 +73,8 @@ class KernelSpec:
     def parse(cls, key: str) -> KernelSpec:
         """The kernel of a key. Raises KernelKeyError for a key that names no kernel of any target."""
         spec = cls.read(key)
-        if spec not in _all() or spec.key != key:
+        # Most are every target's: the kernels of all targets are listed for the others only.
+        if spec.key != key or not any(spec.exists(target) for target in TARGETS.values()):
             raise KernelKeyError(f"{key!r} names no kernel; `iq ls --kernels` lists all")
         return spec
 
@@ -108,11 +109,11 @@ def _of(target: Target) -> Iterator[KernelSpec]:
         for fmt in FORMATS.values():
             for value in op.values(fmt):
                 spec = KernelSpec.of(op.name, fmt.name, value)
-                last = op.kernels(value, target, fmt)[-1]
-                for schedule in last.schedules(target, fmt, spec.columns or 0):
-                    # Only kernels for a number of columns are asked for by schedule.
-                    if spec.columns or not schedule.key:
-                        yield KernelSpec.of(op.name, fmt.name, value, schedule.key)
+                for last in op.kernels(value, target, fmt)[-1:]:
+                    for schedule in last.schedules(target, fmt, spec.columns or 0):
+                        # Only kernels for a number of columns are asked for by schedule.
+                        if spec.columns or not schedule.key:
+                            yield KernelSpec.of(op.name, fmt.name, value, schedule.key)
 
 
 def select(formats: str | None = None, ops: str | None = None, target: Target | None = None) -> list[KernelSpec]:

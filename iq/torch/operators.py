@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from iq.device import device_named
 from iq.errors import DtypeError, LayoutError, RowIndexError, ShapeError
 from iq.formats import Format
 from iq.kernels import KernelSpec
+from iq.moe import check_shapes, kernel_for
 from iq.qtensor import QTensor, prepare, weights_format
 from iq.runtime.device import Device
 from iq.torch_tensors import SPARE_BYTES, device_of, spare_bytes
@@ -47,6 +48,16 @@ def get_rows(w: Tensor, ids: Tensor, format: str, k: int, dtype: Any = torch.flo
     torch.nn.functional.embedding: nothing waits for the ids there.
     """
     return torch.ops.iq.get_rows(w, ids, format, k, dtype)
+
+
+def moe(w: Tensor, x: Tensor, ids: Tensor, format: str, n: int, via: str | None = None) -> Tensor:
+    """The matrices of a weight [E, N, K] that tokens pick, times their activations: [..., picks, N] of x's dtype; `torch.ops.iq.moe`.
+
+    w, format, n, via: as for `mul_mat`, with the blocks of all experts. ids: integers [..., picks], the experts that each token picks. x:
+    [..., 1, K], a row of activations for all picks of a token, or [..., picks, K], one for each. It has no gradient. Raises as `mul_mat`,
+    and for an expert that there is none of as `get_rows`.
+    """
+    return torch.ops.iq.moe(w, x, ids, format, n, via)
 
 
 def padded(w: Tensor) -> Tensor:
@@ -122,6 +133,7 @@ for _schema in (
     "mul_mat(Tensor w, Tensor x, str format, SymInt n, str? via=None) -> Tensor",
     "dequantize(Tensor w, str format, SymInt[] shape, ScalarType dtype) -> Tensor",
     "get_rows(Tensor w, Tensor ids, str format, SymInt k, ScalarType dtype) -> Tensor",
+    "moe(Tensor w, Tensor x, Tensor ids, str format, SymInt n, str? via=None) -> Tensor",
 ):
     _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -193,35 +205,68 @@ def _dequantize_on_gpu(w: Tensor, format: str, shape: Sequence[int], dtype: Any)
 
 def _get_rows_on_cpu(w: Tensor, ids: Tensor, format: str, k: int, dtype: Any) -> Tensor:
     fmt, n = _rows_for(w, ids, format, k)
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= n):
-        raise RowIndexError(f"iq::get_rows: ids from {int(ids.min())} to {int(ids.max())}; the weight has {n} rows")
+    _check_ids(ids, n, "iq::get_rows", "rows")
     weight = _weight_on_cpu(w, fmt, (n, k), "iq::get_rows")
     return torch.from_dlpack(weight.get_rows(ids.numpy(), _output(dtype, "iq::get_rows")))
 
 
 def _get_rows_on_gpu(w: Tensor, ids: Tensor, format: str, k: int, dtype: Any) -> Tensor:
     fmt, n = _rows_for(w, ids, format, k)
-    if ids.numel():
-        torch._assert_async(((ids >= 0) & (ids < n)).all())
+    _assert_ids(ids, n)
     y = w.new_empty((*ids.shape, k), dtype=dtype)
     sizes = {"rows": ids.numel(), "blocks": k // fmt.kernel_block_weights()}
     _decode(w, fmt, "get_rows", _output(dtype, "iq::get_rows"), sizes, (ids.to(torch.int32).contiguous(),), y)
     return y
 
 
+def _moe_on_cpu(w: Tensor, x: Tensor, ids: Tensor, format: str, n: int, via: str | None = None) -> Tensor:
+    fmt, experts = _experts_of(w, x, ids, format, n)
+    _check_ids(ids, experts[0], "iq::moe", "experts")
+    weight = _weight_on_cpu(w, fmt, experts, "iq::moe")
+    return torch.from_dlpack(weight.moe(x.detach().float().contiguous().numpy(), ids.numpy(), via)).to(x.dtype)
+
+
+def _moe_on_gpu(w: Tensor, x: Tensor, ids: Tensor, format: str, n: int, via: str | None = None) -> Tensor:
+    fmt, experts = _experts_of(w, x, ids, format, n)
+    _assert_ids(ids, experts[0])
+    y = x.new_empty((*ids.shape, n), dtype=torch.float32)
+    if not x.numel():
+        return y.zero_().to(x.dtype)
+    if y.numel():
+        spec, sizes = kernel_for(fmt, device_of(w).target, experts, x.shape, ids.shape, via)
+        given = torch_tensors.aligned(x.float().contiguous(), device_of(w))
+        _enqueue(w, fmt, spec, sizes, (given, ids.to(torch.int32).contiguous()), y)
+    return y.to(x.dtype)
+
+
 def _decode(w: Tensor, fmt: type[Format], op: str, element: str, sizes: dict[str, int], more: tuple[Tensor, ...], y: Tensor) -> None:
     """Enqueue a kernel that writes a weight's numbers to y."""
-    if not y.numel():
-        return
+    if y.numel():
+        _enqueue(w, fmt, KernelSpec.of(op, fmt.name, element), sizes, more, y)
+
+
+def _enqueue(w: Tensor, fmt: type[Format], spec: KernelSpec, sizes: dict[str, int], more: tuple[Tensor, ...], y: Tensor) -> None:
+    """Enqueue a kernel that reads a weight and more, and writes y."""
     device = device_of(w)
-    index = torch_tensors.check_on(y, device, f"iq::{op}: the result")
-    _check_readable(w, fmt, device, f"iq::{op}")
-    spec = KernelSpec.of(op, fmt.name, element)
+    for tensor in (*more, y):
+        index = torch_tensors.check_on(tensor, device, f"iq::{spec.op}: an operand")
+    _check_readable(w, fmt, device, f"iq::{spec.op}")
     plan = device.library.kernel(spec).sized(tuple(sizes[name] for name in spec.definition.sizes)).prepared
     torch_tensors.Launch(device, plan, index)(tuple(t.data_ptr() for t in (w, *more, y)), y)
 
 
-def _weight_on_cpu(w: Tensor, fmt: type[Format], shape: tuple[int, int], op: str) -> QTensor:
+def _check_ids(ids: Tensor, n: int, op: str, of: str) -> None:
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= n):
+        raise RowIndexError(f"{op}: ids from {int(ids.min())} to {int(ids.max())}; the weight has {n} {of}")
+
+
+def _assert_ids(ids: Tensor, n: int) -> None:
+    """On a GPU, without a wait: ids that are outside fail the device."""
+    if ids.numel():
+        torch._assert_async(((ids >= 0) & (ids < n)).all())
+
+
+def _weight_on_cpu(w: Tensor, fmt: type[Format], shape: tuple[int, ...], op: str) -> QTensor:
     """A weight in place."""
     device = device_of(w)
     _check_readable(w, fmt, device, op)
@@ -238,10 +283,26 @@ def _rows_of(w: Tensor, format: str, shape: Sequence[int]) -> tuple[type[Format]
 
 def _rows_for(w: Tensor, ids: Tensor, format: str, k: int) -> tuple[type[Format], int]:
     """Format and N of a weight to take rows from."""
-    if ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
-        raise DtypeError(f"iq::get_rows: ids are integers, got {ids.dtype}")
+    _check_integers(ids, "iq::get_rows")
     n = w.numel() // weights_format(format).row_bytes(k) if k else 0
     return _weight(w.numel(), w.dtype, format, n, k, "iq::get_rows"), n
+
+
+def _experts_of(w: Tensor, x: Tensor, ids: Tensor, format: str, n: int) -> tuple[type[Format], tuple[int, int, int]]:
+    """The format and (E, N, K) of a weight whose experts are picked."""
+    _check_integers(ids, "iq::moe")
+    _output(x.dtype, "iq::moe")
+    k = x.shape[-1] if x.dim() else 0
+    row_bytes = weights_format(format).row_bytes(k)
+    experts = w.numel() // (n * row_bytes) if n * row_bytes else 0
+    fmt = _weight(w.numel(), w.dtype, format, experts * n, k, "iq::moe")
+    check_shapes((experts, n, k), tuple(x.shape), tuple(ids.shape))
+    return fmt, (experts, n, k)
+
+
+def _check_integers(ids: Tensor, op: str) -> None:
+    if ids.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
+        raise DtypeError(f"{op}: ids are integers, got {ids.dtype}")
 
 
 def _fake_mul_mat(w: Tensor, x: Tensor, format: str, n: int, via: str | None = None) -> Tensor:
@@ -261,10 +322,16 @@ def _fake_get_rows(w: Tensor, ids: Tensor, format: str, k: int, dtype: Any) -> T
     return w.new_empty((*ids.shape, k), dtype=dtype)
 
 
+def _fake_moe(w: Tensor, x: Tensor, ids: Tensor, format: str, n: int, via: str | None = None) -> Tensor:
+    _experts_of(w, x, ids, format, n)
+    return x.new_empty((*ids.shape, n))
+
+
 for _name, _on_cpu, _on_gpu, _fake in (
     ("mul_mat", _mul_mat_on_cpu, _mul_mat_on_gpu, _fake_mul_mat),
     ("dequantize", _dequantize_on_cpu, _dequantize_on_gpu, _fake_dequantize),
     ("get_rows", _get_rows_on_cpu, _get_rows_on_gpu, _fake_get_rows),
+    ("moe", _moe_on_cpu, _moe_on_gpu, _fake_moe),
 ):
     _LIBRARY.impl(_name, _on_cpu, "CPU")
     _LIBRARY.impl(_name, _on_gpu, "CUDA")  # torch for ROCm has its GPUs under this name
@@ -285,3 +352,10 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("iq::mul_mat", _gradient, setup_context=_keep_for_gradient, lib=_LIBRARY)
+
+
+def _no_gradient(ctx: Any, grad: Tensor) -> NoReturn:
+    raise DtypeError("iq::moe has no gradient: detach() x, or dequantize the weight and multiply with torch")
+
+
+torch.library.register_autograd("iq::moe", _no_gradient, lib=_LIBRARY)

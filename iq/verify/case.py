@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from iq.formats import Format
 from iq.verify.references import Array
 
+# What outputs hold in every byte before a kernel runs: a number in every type, and never the right one.
+UNWRITTEN = 0x7B
+
 
 @dataclass(frozen=True)
 class Check:
@@ -43,3 +46,8 @@ def row_length(fmt: type[Format], at_least: int) -> int:
     """A row length that kernels take: whole blocks, an odd number of them where that is no less than one."""
     blocks = -(-at_least // fmt.kernel_block_weights())
     return (blocks | 1) * fmt.kernel_block_weights()
+
+
+def same_bytes(wants: tuple[Array, ...], outputs: Sequence[Array]) -> list[Check]:
+    different = sum(int((got != want).sum()) for got, want in zip(outputs, wants, strict=True))
+    return [Check("different bytes", different, 0)]

@@ -15,8 +15,8 @@ from iq import formats
 from iq.formats import FORMATS
 from iq.kernels import KernelSpec, plan
 from iq.targets import Target
-from iq.verify import references
-from iq.verify.case import Case, Check, row_length
+from iq.verify import quantize_cases, references
+from iq.verify.case import Case, Check, row_length, same_bytes
 from iq.verify.moe_cases import picked_product
 from iq.verify.products import MODELS, Row, product
 from iq.verify.references import Array
@@ -79,7 +79,7 @@ def _quantize_q8_1(spec: KernelSpec, target: Target, rng: np.random.Generator) -
     fmt = FORMATS["q8_1"]
     for name, x, padded, sizes in _activations(rng):
         want = formats.quantize(padded, fmt.name).view(np.int8)
-        yield Case(name, (x,), sizes, (((len(x), sizes["q8_blocks"] * fmt.type_size), "i8"),), partial(_bytes, (want,)))
+        yield Case(name, (x,), sizes, (((len(x), sizes["q8_blocks"] * fmt.type_size), "i8"),), partial(same_bytes, (want,)))
 
 
 def _quantize_q8_1_soa(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
@@ -91,12 +91,7 @@ def _quantize_q8_1_soa(spec: KernelSpec, target: Target, rng: np.random.Generato
         m, q8_blocks = len(x), sizes["q8_blocks"]
         outputs = (((m, q8_blocks * 32), "i8"), ((m, q8_blocks * 8), "i8"))
         want = (quants.reshape(m, -1), pairs.view(np.int8).reshape(m, -1))
-        yield Case(name, (x,), sizes, outputs, partial(_bytes, want))
-
-
-def _bytes(wants: tuple[Array, ...], outputs: Sequence[Array]) -> list[Check]:
-    different = sum(int((got != want).sum()) for got, want in zip(outputs, wants, strict=True))
-    return [Check("different bytes", different, 0)]
+        yield Case(name, (x,), sizes, outputs, partial(same_bytes, want))
 
 
 # By the numeric model that a kernel declares (iq.kernels.Kernel.model).
@@ -105,6 +100,7 @@ _CASES: dict[str, Callable[[KernelSpec, Target, np.random.Generator], Iterator[C
     "dequantized rows": _get_rows,
     **{f"product of {name}": partial(product, model) for name, model in MODELS.items()},
     **{f"picked product of {name}": partial(picked_product, model) for name, model in MODELS.items()},
+    **quantize_cases.CASES,
     "q8_1 blocks": _quantize_q8_1,
     "q8 arrays": _quantize_q8_1_soa,
 }

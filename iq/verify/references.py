@@ -106,3 +106,14 @@ def mul_mat_nmse(got: NDArray[np.floating], x: NDArray[np.floating], w: NDArray[
     energy = (np.square(x) @ np.square(w).T).sum() if want.size < 64 else 0.0
     with np.errstate(over="ignore"):  # results may be off by any factor
         return nmse(got, want, energy)
+
+
+def hadamard(x: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """Each `width` values of f32 [m, k] by ggml_compute_forward_fwht, in its order of additions."""
+    y: NDArray[np.float32] = (x * (np.float32(1) / np.sqrt(np.float32(width)))).reshape(-1, width)
+    step = 1
+    while step < width:
+        pairs = y.reshape(len(y), -1, 2, step)
+        y = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2).reshape(len(y), width)
+        step *= 2
+    return np.asarray(y.reshape(x.shape), np.float32)

@@ -20,15 +20,13 @@ from iq.kernels import KernelSpec, plan
 from iq.runtime import Device as RuntimeDevice
 from iq.runtime.dtypes import dtype_of
 from iq.targets import Target, parse_targets
-from iq.verify.case import Case, Check
+from iq.verify.case import UNWRITTEN, Case, Check
 from iq.verify.cases import cases
 from iq.verify.devices import Opened, Opener
 from iq.verify.peaks import Work, peaks_of, roofline
 from iq.verify.references import Array
 from iq.verify.results import CaseReport, Executed, KernelReport, TargetReport
 
-# What output buffers hold before a kernel runs: a number in every type, and never the right one.
-_UNWRITTEN = 0x7B
 # Bytes before and after an output that no kernel may write.
 _GUARD = 256
 
@@ -175,9 +173,9 @@ def run(device: RuntimeDevice, spec: KernelSpec, case: Case) -> tuple[list[Array
     for shape, dtype in case.outputs:
         nbytes = math.prod(shape) * dtype_of(dtype).itemsize
         # Devices give more memory than is asked for, so a store just beyond an output would not show without guards.
-        whole = device.put(np.full(nbytes + 2 * _GUARD, _UNWRITTEN, np.uint8))
+        whole = device.put(np.full(nbytes + 2 * _GUARD, UNWRITTEN, np.uint8))
         wholes.append(whole)
         outputs.append(whole[_GUARD : _GUARD + nbytes].view(dtype).reshape(shape))
     device.library.kernel(spec)(inputs, case.sizes, outputs)
     guards = [np.r_[held[:_GUARD], held[-_GUARD:]] for held in (whole.numpy() for whole in wholes)]
-    return [output.numpy() for output in outputs], sum(int((guard != _UNWRITTEN).sum()) for guard in guards)
+    return [output.numpy() for output in outputs], sum(int((guard != UNWRITTEN).sum()) for guard in guards)

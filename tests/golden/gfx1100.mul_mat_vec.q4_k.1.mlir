@@ -69,6 +69,9 @@ hal.executable.source private @quantize_q8_1_tiles_m1_t64_b32_l8 {
 
 
 
+    // ---- Fields of a block: integers from any byte, and what formats make of bits.
+
+
     // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
 
 
@@ -523,8 +526,7 @@ hal.executable.source private @mul_mat_vec_tiles_m1_n4_w4_t64 {
       return %scale, %min : f32, f32
     }
 
-    // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
-
+    // ---- Fields of a block: integers from any byte, and what formats make of bits.
 
     func.func private @nibbles_16(%packed: !i32x4, %number: index) -> !i32x4 {
       // %field = (%packed >> splat(4 * i32(%number)) & 0x0F0F0F0F) : !i32x4
@@ -537,6 +539,10 @@ hal.executable.source private @mul_mat_vec_tiles_m1_n4_w4_t64 {
       %field = arith.andi %field.5, %field.6 : !i32x4
       return %field : !i32x4
     }
+
+    // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
+
+
 
     // ---- mul_mat_vec_tiles: y[m, n] = sum over k of w[n, k] * x[m, k], the activations as q8, in tiles. The lanes of a wave take tiles of
     // 64 weights in turn, of 1 row of the weight at a time: 4 runs of 16, spread over the weights that lie in the same bytes.

@@ -82,6 +82,9 @@ hal.executable.source private @scale_rows_t256 {
 
 
 
+    // ---- Fields of a block: integers from any byte, and what formats make of bits.
+
+
     // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
 
 
@@ -325,8 +328,7 @@ hal.executable.source private @mul_mat_float_n128_m128_k32_w2x2 {
       return %scale, %min : f32, f32
     }
 
-    // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
-
+    // ---- Fields of a block: integers from any byte, and what formats make of bits.
 
     // Of every byte, its nibble, pair of bits or bit of a number, counted from the lowest.
     func.func private @nibbles_8(%packed: !i32x2, %number: index) -> !i32x2 {
@@ -340,6 +342,10 @@ hal.executable.source private @mul_mat_float_n128_m128_k32_w2x2 {
       %field = arith.andi %field.5, %field.6 : !i32x2
       return %field : !i32x2
     }
+
+    // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
+
+
     // 8 weights from weight k of a block on: their quants, scale and min.
     func.func private @load_8(%w: !bytes, %block: index, %k: index) -> (!i32x2, f32, f32) {
       %quants = func.call @load_quants_8(%w, %block, %k) : (!bytes, index, index) -> !i32x2

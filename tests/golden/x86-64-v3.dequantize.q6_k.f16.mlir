@@ -28,7 +28,7 @@ hal.executable.source private @dequantize_f16_b64_t1 {
   }
   builtin.module {
 
-    // ---- Target: x86-64 CPUs. Every target file defines these functions, under these names. A workgroup is one thread, a wave one lane.
+    // ---- Target: CPUs. Every target file defines these functions, under these names. A workgroup is one thread, a wave one lane.
 
     func.func private @thread() -> index {
       %zero = arith.constant 0 : index
@@ -112,8 +112,7 @@ hal.executable.source private @dequantize_f16_b64_t1 {
       return %scale, %min : f32, f32
     }
 
-    // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
-
+    // ---- Fields of a block: integers from any byte, and what formats make of bits.
 
     // Of every byte, its nibble, pair of bits or bit of a number, counted from the lowest.
     func.func private @nibbles_8(%packed: !i32x2, %number: index) -> !i32x2 {
@@ -138,6 +137,10 @@ hal.executable.source private @dequantize_f16_b64_t1 {
       %field = arith.andi %field.5, %field.6 : !i32x2
       return %field : !i32x2
     }
+
+    // ---- Derived for every format of quantized weights from its @load_quants_8, @load_quants_16 and @load_scale.
+
+
     // 8 weights from weight k of a block on: their quants, scale and min.
     func.func private @load_8(%w: !bytes, %block: index, %k: index) -> (!i32x2, f32, f32) {
       %quants = func.call @load_quants_8(%w, %block, %k) : (!bytes, index, index) -> !i32x2
