@@ -23,7 +23,7 @@ from iq.kernels import KernelSpec, kernels, plan
 from iq.kernels.kernel import all_sizes
 from iq.targets import TARGETS, Target
 
-SIZES = ("m", "n", "k", "rows", "blocks", "q8_blocks", "share", "picks", "experts")
+SIZES = ("m", "n", "k", "rows", "blocks", "q8_blocks", "share", "picks", "experts", "width")
 
 
 @pytest.fixture(scope="module", params=DISTINCT, ids=lambda t: t.id)

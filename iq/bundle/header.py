@@ -31,8 +31,8 @@ How a kernel is called:
 - A dispatch takes a 64-bit pointer for each of its `buffers`, in order, then each of its `sizes` as a 32-bit integer (`iq_arguments`).
 - Its grid is, for each of `grid`, size / tile rounded up (`iq_grid`). Where that is empty in any dimension nothing is launched.
 - Its block is `block` threads; `shared_bytes` are the dynamic shared memory that the launch asks for.
-- get_rows takes a weight of any number of rows, of which `iq_bytes` counts one. It does not check its ids: they have to be rows that are
-  there.
+- get_rows and set_rows take a weight of any number of rows, of which `iq_bytes` counts one. They do not check their ids: they have to be
+  rows that are there, and those of set_rows differ from each other. set_rows writes to no other rows.
 */
 #ifndef IQ_KERNELS_H
 #define IQ_KERNELS_H

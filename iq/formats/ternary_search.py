@@ -3,8 +3,8 @@
 A sub-block's weights are sorted, and every way to split them into those that become -1, 0 and 1 is tried. As in scale_search every function
 follows ggml's src/ggml-quants.c operation by operation, and groups are columns. Run them under `np.errstate(all="ignore")`.
 
-For iq1_m that is ggml as the golden data have it. Older ones add up the sums in another way, and choose otherwise between ways to split that
-are equally good.
+For iq1_m that is ggml as the golden data have it. Older ones add up the sums in another way, and choose otherwise between ways to split
+that are equally good.
 """
 
 from __future__ import annotations

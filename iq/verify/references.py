@@ -116,5 +116,4 @@ def hadamard(x: NDArray[np.float32], width: int) -> NDArray[np.float32]:
         pairs = y.reshape(len(y), -1, 2, step)
         y = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2).reshape(len(y), width)
         step *= 2
-    y = y.reshape(x.shape)
-    return y
+    return np.asarray(y.reshape(x.shape), np.float32)
