@@ -13,10 +13,13 @@ export IQ_TEST_CACHE_DIR ?= $(CURDIR)/.test-cache
 DISASSEMBLER := $(BIN)/python -c 'import sys; from iq.inspect import Objdump; found = Objdump.find(); sys.exit(found if isinstance(found, str) else 0)'
 
 # One format, on the CPU and on one emulated GPU; the rooms, the packaging and the check of waits.
-QUICK ?= -k 'gfx1100-q4_0 or q4_0-gfx1100 or (q4_0 and not gfx and not any_shape) or imports or waits and not hardly' \
+QUICK ?= -k 'gfx1201-q4_0 or (q4_0 and not gfx and not any_shape) or imports or waits and not hardly' \
     $(addprefix tests/test_,emulated_kernels.py formats.py format_bytes.py kernels.py packaging.py imports.py waits.py)
 
 TORCH ?= torch==2.13.0
+
+# What `make emulate-all` runs: one processor of each generation, and gfx90a.
+EMULATE ?= gfx90a,gfx942,gfx1030,gfx1100,gfx1201
 
 # More for tools/kernels_diff.py: DIFF='--target gfx942 --format q4_k'.
 DIFF ?=
@@ -28,7 +31,7 @@ DEPLOY_TESTS := $(addprefix tests/test_,atomic.py buffer.py candle.py kernels.py
 SLIM := 'numpy>=2.1' 'ml-dtypes>=0.4' 'msgspec>=0.19'
 
 .NOTPARALLEL:
-.PHONY: help demo test quick lint fix test-deploy emulate-all mutate crash-test fuzz golden kernels-diff bench emulator tools clean
+.PHONY: help demo test quick lint fix test-deploy emulate-all mutate crash-test fuzz golden support kernels-diff bench emulator tools clean
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
@@ -64,9 +67,13 @@ test-deploy: tools ## the tests that a deployment host can run, where iq is inst
 	$(DEPLOY)/slim/bin/pip install --quiet --disable-pip-version-check --no-deps .
 	$(DEPLOY)/slim/bin/python tests/slim.py $(DEPLOY)/artifacts-gpu
 
-emulate-all: tools ## every kernel of every ROCm target under ISA emulation, with a report: emulation.html (slow)
-	$(BIN)/iq compile --target rocm --out artifacts
-	$(BIN)/iq verify artifacts --emulate --target rocm --report emulation.html
+emulate-all: tools ## every kernel of five gfx targets under ISA emulation, with a report: emulation.html (slow): make emulate-all EMULATE=gfx906
+	$(BIN)/iq compile --target $(EMULATE) --out artifacts
+	$(BIN)/iq verify artifacts --emulate --target $(EMULATE) --report emulation.html
+	IQ_EMULATED_TARGETS=$(EMULATE) $(BIN)/pytest -q -n auto tests/test_isa.py
+
+support: $(VENV)/ready ## write docs/formats.md from the declarations
+	$(BIN)/python tools/support_tables.py
 
 mutate: tools ## change instructions of kernels one at a time, and say how many changes emulated runs notice (slow)
 	$(BIN)/python tests/mutate.py

@@ -30,10 +30,14 @@ def quantize(array: ArrayLike, fmt: str | Named, imatrix: ArrayLike | None = Non
     As `iq.formats.quantize`, with its arguments and errors; large arrays are quantized by the kernels of the CPU where there are any, in a
     bundle that is named or to be compiled.
     """
-    form = format_of(fmt)
-    if np.size(array) < KERNEL_WEIGHTS or not _has_kernels(cpu := device_named("cpu"), form):
-        return formats.quantize(array, form, imatrix)
-    return _from_host(array, form, cpu, imatrix).numpy()
+    return quantize_part(array, format_of(fmt), imatrix, np.size(array))
+
+
+def quantize_part(array: ArrayLike, fmt: type[Format], imatrix: ArrayLike | None, total: int) -> Bytes:
+    """`quantize` of one of several arrays, which are of so many weights in all: a model's tensors."""
+    if total < KERNEL_WEIGHTS or not _has_kernels(cpu := device_named("cpu"), fmt):
+        return formats.quantize(array, fmt, imatrix)
+    return _from_host(array, fmt, cpu, imatrix).numpy()
 
 
 def quantize_for(device: Device, array: ArrayLike, fmt: type[Format], imatrix: ArrayLike | None) -> Bytes | Buffer:

@@ -112,7 +112,7 @@ def test_inspect(artifacts: Path) -> None:
     assert report["dispatches"][0]["facts"]["vgprs"] > 0
     shown = run("inspect", artifacts, "--kernel", "quantize*").stdout
     assert f"{artifacts}/gfx1100/q8_1.vmfb: gfx1100" in shown
-    assert f"{artifacts}/x86-64-v3/q8_1.vmfb: x86-64" in shown
+    assert f"{artifacts}/x86-64-v3/q8_1.vmfb: x86_64" in shown
     assert "is called 'mul_mat'" in run("inspect", artifacts, "--kernel", "mul_mat", status=1).stderr
 
 

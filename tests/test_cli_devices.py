@@ -1,6 +1,7 @@
 """`iq devices`, `iq doctor` and `iq bench`: what they say of a machine, here one with emulated GPUs as its HIP devices."""
 
 import json
+import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from iq.targets import TARGETS
 
 pytestmark = pytest.mark.needs_extras
 
-CPUS = [t for t in TARGETS.values() if t.family == "cpu"]
+CPUS = [t for t in TARGETS.values() if t.isa and t.isa.name == platform.machine()]
 
 
 def run(*arguments: str | Path, status: int = 0) -> str:

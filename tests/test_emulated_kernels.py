@@ -1,4 +1,4 @@
-"""Every kernel for one processor of each generation, through IREE's own hip driver on the emulated GPU, and candle's tests on each.
+"""Every kernel of every format on an emulated GPU, and candle's tests on one of each generation.
 
 tests/tiers.py says which those are.
 """
@@ -7,7 +7,8 @@ import pytest
 
 # The very same tests, with this module's device.
 from test_candle import test_rocm_mm_q8_1, test_rocm_mm_q8_1_pad, test_rocm_mmv_q8_1, test_rocm_quantize_q8_1
-from tiers import EMULATED
+from test_moe import check_shape
+from tiers import EMULATED, EVERY_KERNEL
 
 import iq
 from iq import kernels
@@ -21,11 +22,8 @@ from iq.verify.run import verify_bundle
 
 __all__ = ["test_rocm_mm_q8_1", "test_rocm_mm_q8_1_pad", "test_rocm_mmv_q8_1", "test_rocm_quantize_q8_1"]
 
-targets = pytest.mark.parametrize("target", EMULATED)
 
-
-@targets
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize(("target", "fmt"), EVERY_KERNEL)
 def test_kernels(environment, tmp_path, target, fmt):
     """As `iq verify --emulate` runs them: bit-exact dequantize and get_rows, products to the tolerances that hold on the CPU."""
     [path] = bundle(target, fmt, out=tmp_path, jobs=1)
@@ -43,3 +41,9 @@ def test_kernels(environment, tmp_path, target, fmt):
 @pytest.fixture(scope="module", params=EMULATED)
 def device(environment, request):
     return iq.Device(f"emulated:{request.param}")
+
+
+@pytest.mark.parametrize(("e", "each", "tokens"), [(8, 1, 1), (4, 2, 5), (8, 4, 17)])
+def test_experts_in_shapes_of_llama_cpp(device, rng, e, each, tokens):
+    """The last has a matvec for no pick: they are grouped."""
+    check_shape(device, FORMATS["q4_k"], rng, e, each, tokens)

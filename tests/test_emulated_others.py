@@ -78,10 +78,13 @@ def test_each_kind_of_processor_is_among_those_that_run():
 
 
 def test_something_of_everything():
-    """Each decode shape, each kernel function and each target is among what runs on other processors than those that run all."""
+    """Each kernel function is among what runs on each processor, and each decode shape on one of any three that follow one another."""
+    shapes = []
     for target in TARGET_OF.values():
         chosen, everything = something_of_everything(target), kernels.kernels(target)
-        assert {spec.format for spec in chosen} == {spec.format for spec in everything if spec.format in REPRESENTATIVES}
+        shapes.append({spec.format for spec in chosen})
         functions, wanted = ({d.kernel.name for spec in specs for d in kernels.plan(spec, target)} for specs in (chosen, everything))
         assert functions == wanted, target.id
         assert len(chosen) < len(everything) / 5
+    for three in zip(shapes[1:], shapes[2:], shapes[3:], strict=False):
+        assert set.union(*three) == set(REPRESENTATIVES) & {spec.format for spec in kernels.kernels()}

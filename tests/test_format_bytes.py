@@ -39,15 +39,17 @@ from iq.formats.scale_search import make_qkx2_quants, make_qp_quants, nearest_in
 # ggml's own results for a format: q = its bytes of w (made by its function `quantizer`), deq = its floats of q, and so on.
 Golden = Callable[[str], dict[str, NDArray[Any]]]
 
-# sha256 of what ggml d99724f (gcc -O3, x86-64) makes of extremes(): without an imatrix, and with extreme_imatrix().
+# sha256 of what ggml d99724f (gcc -O3, x86-64) makes of extremes(): without an imatrix, null where it makes nothing, and with
+# extreme_imatrix(). iq1_m has none: its bytes depend on the version of ggml, where ways to split a sub-block are equally good.
 EXTREMES = json.loads((Path(__file__).parent / "golden" / "extremes.json").read_text())
 
 # The largest error of a weight over the largest weight of its block, for normal weights: half a step (q4_0 and q5_0: a step, at the end
 # that their quants cannot reach), the rounding of d to f16, and for the K-quants that of the scales to 4, 6 or 8 bits. Of three numbers:
-# half of d; of two: what is left of the largest weight without the mean. mxfp4 reaches to 12 of 16; nvfp4 has a scale of 4 bits, and
-# nothing between 8 and 12. For formats that are not here: a step, and all that as well.
+# half of d; of two: what is left of the largest weight without the mean. Of codebooks and grids: as measured. For formats that are not
+# here: a step, and all that as well.
 WORST_ERROR = {"q4_0": 0.1255, "q5_0": 0.063, "q8_0": 0.0045, "q8_1": 0.0045, "q8_k": 0.0045, "q4_k": 0.09, "q6_k": 0.0165}
-WORST_ERROR |= {"tq1_0": 0.501, "tq2_0": 0.501, "q2_0": 0.501, "q1_0": 0.85, "mxfp4": 0.25, "nvfp4": 0.2}
+WORST_ERROR |= {"tq1_0": 0.501, "tq2_0": 0.501, "q2_0": 0.501, "q1_0": 0.81, "iq4_nl": 0.12, "iq4_xs": 0.09, "mxfp4": 0.251, "nvfp4": 0.18}
+WORST_ERROR |= {"iq1_s": 0.74, "iq1_m": 1.07, "iq2_xxs": 0.59, "iq2_xs": 0.49, "iq2_s": 0.55, "iq3_xxs": 0.5, "iq3_s": 0.4}
 
 # Formats without and with an imatrix, where ggml makes them so.
 CASES = [(name, weighted) for name in QUANTIZED for weighted in (False, True) if weighted or FORMATS[name].imatrix != "required"]
@@ -84,7 +86,7 @@ def test_dequantize_gives_ggmls_floats(golden: Golden, name: str) -> None:
     assert_same_bits(dequantize(data["q"], name), data["deq"])
 
 
-@pytest.mark.parametrize(("name", "weighted"), CASES)
+@pytest.mark.parametrize(("name", "weighted"), [(name, weighted) for name, weighted in CASES if name != "iq1_m"])
 def test_quantize_gives_ggmls_bytes_at_the_extremes(name: str, weighted: bool) -> None:
     packed = quantize(extremes(), name, extreme_imatrix() if weighted else None)
     assert hashlib.sha256(packed.tobytes()).hexdigest()[:16] == EXTREMES[name][weighted]
@@ -228,7 +230,7 @@ def test_any_bits_become_bf16_as_in_gguf_py(bits: NDArray[np.uint32]) -> None:
 
 
 # Accuracy: the criteria of llama.cpp's tests/test-quantize-fns.cpp, which are candle's for the formats that it knows. The error of all
-# weights together, and of a dot product, over their number; formats that cannot be made without an imatrix have none.
+# weights together, and of a dot product, over their number. Formats that cannot be made without an imatrix, and iq1_m, have none.
 TOTAL_ERROR = {"q1_0": 0.025, "q2_0": 0.01, "tq1_0": 0.01, "tq2_0": 0.01, "q2_k": 0.0075, "iq2_s": 0.0075}
 TOTAL_ERROR |= {"q3_k": 0.004, "iq3_s": 0.004, "iq3_xxs": 0.005, "nvfp4": 0.003}
 DOT_ERROR = {
@@ -242,21 +244,21 @@ DOT_ERROR = {
     "iq3_xxs": 0.04,
     "nvfp4": 0.03,
 }
-MADE_WITHOUT = [name for name, form in FORMATS.items() if form.imatrix != "required"]
+HAVE_CRITERIA = [name for name, form in FORMATS.items() if form.imatrix != "required" and name != "iq1_m"]
 
 
 def cosine(offset: float) -> NDArray[np.float32]:
     return np.asarray(0.1 + 2 * np.cos(np.arange(4096) + offset), np.float32)
 
 
-@pytest.mark.parametrize("name", MADE_WITHOUT)
+@pytest.mark.parametrize("name", HAVE_CRITERIA)
 def test_round_trip_is_as_near_as_llama_cpps(name: str) -> None:
     v = cosine(0)
     restored = dequantize(quantize(v, name), name)
     assert np.sqrt(np.sum(np.square(restored - v, dtype=np.float64))) / v.size < TOTAL_ERROR.get(name, 0.002)
 
 
-@pytest.mark.parametrize("name", MADE_WITHOUT)
+@pytest.mark.parametrize("name", HAVE_CRITERIA)
 def test_dot_is_as_near_as_llama_cpps(name: str) -> None:
     a, b = cosine(0), cosine(1)
     # Both sides quantized; K-quants meet q8_1 here, as on a GPU.

@@ -73,7 +73,11 @@ def test_products(device, fmt, rng, tokens, own):
 @pytest.mark.parametrize("each", [1, 2, 4])
 @pytest.mark.parametrize("tokens", [1, 4, 5, 17, 32, 129])
 def test_shapes_of_llama_cpp(device, fmt, rng, e, each, tokens):
-    """test-backend-ops' MUL_MAT_ID: m = 512, k = 256, each pick with its own row of activations or all with one."""
+    check_shape(device, fmt, rng, e, each, tokens)
+
+
+def check_shape(device, fmt, rng, e, each, tokens):
+    """test-backend-ops' MUL_MAT_ID: m = 512, k = 256, each pick with its own row of activations or all of a token with one."""
     w, values = experts(device, fmt, e, 512, 256)
     ids = picked(rng, tokens, each, e)
     for rows in {1, each}:

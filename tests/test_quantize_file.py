@@ -82,8 +82,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with iq.gguf.open(path) as file:
         tensors = {name: Tensor(info.format, info.shape, file.packed(name)[0].copy()) for name, info in file.tensors.items()}
         metadata = {key: value.value for key, value in file.metadata.items()}
-    theirs = {t.name: (t.tensor_type.name.lower(), tuple(int(n) for n in reversed(t.shape))) for t in gguf.GGUFReader(path).tensors}
-    assert theirs == {name: tensor[:2] for name, tensor in tensors.items()}
+    if "q2_0" not in {tensor.format for tensor in tensors.values()}:  # gguf-py 0.19 does not know it
+        theirs = {t.name: (t.tensor_type.name.lower(), tuple(int(n) for n in reversed(t.shape))) for t in gguf.GGUFReader(path).tensors}
+        assert theirs == {name: tensor[:2] for name, tensor in tensors.items()}
     return tensors, metadata
 
 
@@ -361,8 +362,8 @@ def test_one_tensor_is_held_at_a_time(tmp_path: Path, out: Path, monkeypatch: py
 
     iq.gguf.write(tmp_path / "in.gguf", {f"blk.{i}.w.weight": f32(8, 256, seed=i) for i in range(4)})
     events: list[str] = []
-    quantize, write = convert.quantize, gguf.GGUFWriter.write_tensor_data
-    monkeypatch.setattr(convert, "quantize", lambda *a: events.append("made") or quantize(*a))
+    quantize, write = convert.quantize_part, gguf.GGUFWriter.write_tensor_data
+    monkeypatch.setattr(convert, "quantize_part", lambda *a: events.append("made") or quantize(*a))
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", lambda self, data: events.append("written") or write(self, data))
     quantize_file(tmp_path / "in.gguf", out, "q4_0")
     assert events == ["made", "written"] * 4

@@ -24,6 +24,8 @@ KEYS = (
     "dequantize_mul_mat_vec.q8_0.1",
     "mul_mat.q4_k.q8_1",
     "mul_mat.q4_0.float",
+    "mul_mat_vec_id.q4_k.q8_1",
+    "mul_mat_id.q4_0.q8_1",
 )
 TARGETS = [*EMULATED, "emulated:gfx90a", "emulated:gfx1030"]
 

@@ -1,9 +1,10 @@
-"""What runs on every commit: each kernel of each format on one processor a generation, and on the others something of everything.
+"""What runs on every commit: every kernel of each format on one emulated GPU, and something of everything on all kinds of them.
 
-On the others, what can differ is the instructions and the state that a kernel starts with, not what a format's weights are: there, a few
-kernels run that have every way to decode weights and every kernel function among them, others on each processor. Processors that differ
-from one of these in their number only are compiled for and looked at, with one kernel. `make emulate-all` runs every kernel on every
-target. IQ_EMULATED_TARGETS names targets to run every kernel on instead ("all": every ROCm target).
+Each format's kernels run on the processor of one generation, the formats taking them in turn. What can differ between processors is the
+instructions and the state that a kernel starts with, not what a format's weights are: on each processor of a kind of its own a few kernels
+run that have ways to decode weights and every kernel function among them, others on each. Processors that differ from one of these in their
+number only are compiled for and looked at, with one kernel. `make emulate-all` runs every kernel of every format. IQ_EMULATED_TARGETS names
+targets to run every kernel on instead ("all": every ROCm target).
 """
 
 import os
@@ -17,13 +18,24 @@ from iq.formats import FORMATS, Format
 from iq.kernels import KernelSpec, plan
 from iq.targets import TARGETS, Target
 
-# Every kernel runs on these.
+# One of each generation: the formats' kernels run on them in turn.
 GENERATIONS = ("gfx942", "gfx1030", "gfx1100", "gfx1201")
 # Something of everything runs on these, which are of a kind of their own.
 OTHERS = ("gfx906", "gfx908", "gfx90a", "gfx950", "gfx1010", "gfx1012", "gfx1036", "gfx1103", "gfx1151", "gfx1200")
 ROCM = [target.id for target in TARGETS.values() if target.family == "rocm"]
-NAMED = os.environ.get("IQ_EMULATED_TARGETS", ",".join(GENERATIONS))
-EMULATED = ROCM if NAMED == "all" else NAMED.split(",")
+NAMED = os.environ.get("IQ_EMULATED_TARGETS", "")
+EMULATED = ROCM if NAMED == "all" else NAMED.split(",") if NAMED else list(GENERATIONS)
+
+
+def formats_of(target: str) -> list[str]:
+    """The formats whose kernels all run on a target."""
+    if target not in EMULATED:
+        return []
+    return [name for n, name in enumerate(FORMATS) if NAMED or GENERATIONS[n % len(GENERATIONS)] == target]
+
+
+# A target and a format each, whose kernels all run.
+EVERY_KERNEL = [(target, name) for target in EMULATED for name in formats_of(target)]
 
 
 def decode_shape(fmt: type[Format]) -> Hashable:
@@ -36,18 +48,19 @@ def decode_shape(fmt: type[Format]) -> Hashable:
 REPRESENTATIVES = list({decode_shape(fmt): name for name, fmt in reversed(FORMATS.items())}.values())[::-1]
 
 
-def _row(target: Target) -> Target:
+def row_of(target: Target) -> Target:
     """What a target's row says beside its name: processors whose rows are equal have the same kernels, laid out in the same way."""
     return replace(target, id=target.like or target.id, like="")
 
 
-# Targets that have kernels of their own, the first of those with equal rows; those that run all kernels are among them.
-DISTINCT = list({_row(t): t for t in sorted(TARGETS.values(), key=lambda t: t.id in GENERATIONS)}.values())
+_QUANTIZED = [name for name in REPRESENTATIVES if FORMATS[name].kind == "weights"]
+
+# Targets that have kernels of their own, the first of those with equal rows; GENERATIONS are among them.
+DISTINCT = list({row_of(t): t for t in sorted(TARGETS.values(), key=lambda t: t.id in GENERATIONS)}.values())
 
 # Modules to look at, not to run: targets and formats. Those that are emulated, and of each other target with kernels of its own one, of
 # quantized weights in another decode shape each; gfx90a has the kernels of gfx942, and fewer registers.
-_QUANTIZED = [name for name in REPRESENTATIVES if FORMATS[name].kind == "weights"]
-MODULES = [(TARGETS[id], FORMATS[name]) for id in EMULATED for name in FORMATS]
+MODULES = [(TARGETS[id], FORMATS[name]) for id, name in EVERY_KERNEL]
 MODULES += [
     (target, FORMATS[_QUANTIZED[n % len(_QUANTIZED)]])
     for n, target in enumerate(
@@ -57,8 +70,12 @@ MODULES += [
 
 
 def something_of_everything(target: Target) -> list[KernelSpec]:
-    """Kernels with every decode shape and every kernel function among them; which ones, the target's name decides."""
-    candidates = [spec for spec in kernels.kernels(target) if spec.format in REPRESENTATIVES]
+    """Kernels with every kernel function and every third decode shape among them; which ones, the target's name decides.
+
+    Three of OTHERS that follow one another have all decode shapes of quantized weights.
+    """
+    left_out = [name for n, name in enumerate(_QUANTIZED) if target.id in OTHERS and (n - OTHERS.index(target.id)) % 3]
+    candidates = [spec for spec in kernels.kernels(target) if spec.format in REPRESENTATIVES and spec.format not in left_out]
     chosen, seen = [], set[Hashable]()
     for n in np.random.default_rng(list(target.id.encode())).permutation(len(candidates)):
         spec = candidates[n]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,9 @@ class Found(msgspec.Struct):
 
     id: what artifacts are matched against. description: its maker's name of it. memory_total, memory_free: in bytes, None where it does not
     say. target: the target that iq compiles for it, "" where there is none. bundle: the target in the bundle that it would get, "" where
-    there is none, None where no bundle is named. library: the driver that it was found with. requires: on a CPU, for each target whether it
-    has what the target takes: "" where it has, else the instruction sets that it lacks. problem: why it cannot be used, or has no kernels.
+    there is none, None where no bundle is named. library: the driver that it was found with. requires: on a CPU, for each target of its
+    instruction set whether it has what the target takes: "" where it has, else what it lacks. problem: why it cannot be used, or has no
+    kernels.
     """
 
     device: str
@@ -67,7 +69,7 @@ def inventory(bundle: str | Path | None) -> Inventory:
 
 def _cpu() -> Found:
     flags = cpu_flags()
-    cpus = [target for target in TARGETS.values() if target.family == "cpu"]
+    cpus = [target for target in TARGETS.values() if target.isa and target.isa.name == platform.machine()]
     total, free = (os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
     requires = {target.id: " ".join(sorted(target.cpu_requires - flags)) for target in cpus}
     return Found("cpu", "cpu", _cpu_name(), total, free, requires=requires)

@@ -2,6 +2,9 @@
 
 A sub-block's weights are sorted, and every way to split them into those that become -1, 0 and 1 is tried. As in scale_search every function
 follows ggml's src/ggml-quants.c operation by operation, and groups are columns. Run them under `np.errstate(all="ignore")`.
+
+For iq1_m that is ggml as the golden data have it. Older ones add up the sums in another way, and choose otherwise between ways to split
+that are equally good.
 """
 
 from __future__ import annotations
@@ -83,7 +86,7 @@ def _search(x: Floats, w: Floats, smallest: np.float32, shifts: int) -> tuple[Fl
     parts = members // 8
     order = np.argsort(x, axis=0, kind="stable")  # glibc's qsort is stable too
     sorted_x, sorted_w = np.take_along_axis(x, order, axis=0), np.take_along_axis(w, order, axis=0)
-    sums = _sums_of_prefixes(sorted_x, sorted_w) if shifts == 2 else _sums_in_order(sorted_x, sorted_w, order < 8)
+    sums = _sums_of_prefixes(sorted_x, sorted_w) if shifts == 2 else _sums_of_halves(sorted_x, sorted_w, order < 8)
     scale, choice = _best(sums, groups)
     live = np.flatnonzero((choice >= 0) & (np.abs(x).max(axis=0) >= smallest))
     scales, entries, chosen = np.zeros(groups, np.float32), np.zeros((parts, groups), np.int32), np.zeros(groups, np.int32)
@@ -140,8 +143,7 @@ def _best(sums: Iterator[Sums], groups: int) -> tuple[Floats, Numbers]:
 
 def _sums_of_prefixes(x: Floats, w: Floats) -> Iterator[Sums]:
     """iq1_s: of sorted x f32[members, groups], for each first bound the sums with all second bounds, by differences of prefix sums."""
-    zero = np.zeros_like(x[:1])
-    upto_x, upto_w = np.add.accumulate(np.vstack([zero, w * x])), np.add.accumulate(np.vstack([zero, w]))
+    upto_x, upto_w = _prefixes(w * x), _prefixes(w)
     for first in range(len(upto_x)):
         low_x, middle_x, high_x = upto_x[first], upto_x[first:] - upto_x[first], upto_x[-1] - upto_x[first:]
         low_w, middle_w, high_w = upto_w[first], upto_w[first:] - upto_w[first], upto_w[-1] - upto_w[first:]
@@ -150,24 +152,25 @@ def _sums_of_prefixes(x: Floats, w: Floats) -> Iterator[Sums]:
         yield np.stack(sum_qx, axis=1), np.stack(sum_q2, axis=1)
 
 
-def _sums_in_order(x: Floats, w: Floats, in_first: Flags) -> Iterator[Sums]:
-    """iq1_m: the same for each of the two parts' shifts (++, +-, -+, --), by adding up the sorted weights.
+def _sums_of_halves(x: Floats, w: Floats, in_first: Flags) -> Iterator[Sums]:
+    """iq1_m: the same for the shifts of its two parts (++, +-, -+, --), by prefix sums over each part.
 
     in_first: which of the sorted weights belong to the first part.
     """
-    minus = np.stack([np.where(in_first, shift >> 1, shift & 1) for shift in range(4)], axis=1)  # [members, shifts, groups]
-    quants = [np.where(minus, lesser, more) for more, lesser in zip(PLUS, MINUS, strict=True)]
-    products = [w[:, None] * q * x[:, None] for q in quants]
-    squares = [w[:, None] * q * q for q in quants]
+    halves = [(_prefixes(np.where(half, w * x, 0)), _prefixes(np.where(half, w, 0))) for half in (in_first, ~in_first)]
     for first in range(len(x) + 1):
-        yield _add_up(products, first), _add_up(squares, first)
+        # The three quants are 1 apart: of the sum with all of them high, 1 is taken below the second bound, and 1 more below the first.
+        sum_qx = [[x[-1] * c - (x[first] + x[first:]) for _, _, c in (PLUS, MINUS)] for x, _ in halves]
+        sum_q2 = [
+            [w[-1] * c * c + w[first] * (a * a - b * b) + w[first:] * (b * b - c * c) for a, b, c in (PLUS, MINUS)] for _, w in halves
+        ]
+        yield _each_with_each(*sum_qx), _each_with_each(*sum_q2)
 
 
-def _add_up(terms: list[Floats], first: int) -> Floats:
-    """Of terms f32[members, ...] if low, middle and high, the sums with `first` members low, for each number of members below high."""
-    low, middle, high = terms
-    start = np.add.accumulate(low[:first])[-1:] if first else np.zeros_like(low[:1])
-    sums: Floats = np.add.accumulate(np.concatenate([start, middle[first:]]))
-    for number in range(len(low) - first):
-        sums[: number + 1] += high[first + number]
-    return sums
+def _prefixes(terms: Floats) -> Floats:
+    """Sums of the first 0, 1, 2, ... members: f32[members, groups] -> f32[members + 1, groups]."""
+    return np.add.accumulate(np.vstack([np.zeros_like(terms[:1]), terms]))
+
+
+def _each_with_each(some: list[Floats], others: list[Floats]) -> Floats:
+    return np.stack([one + other for one in some for other in others], axis=1)

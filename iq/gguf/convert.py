@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from iq.errors import FormatError, GGUFError
-from iq.formats import FORMATS, Format, dequantize, quantize
+from iq.formats import FORMATS, Format, dequantize
 from iq.formats.packing import Bytes, Floats
 from iq.gguf.file import GGUFFile
 from iq.gguf.imatrix import Imatrix, read_imatrix
@@ -20,6 +22,7 @@ from iq.gguf.mixes import Choice, Kind, Mix, Model, Shaped, choose_formats, mix_
 from iq.gguf.safetensors import SafetensorsFile
 from iq.gguf.types import TYPE_IDS
 from iq.gguf.writer import Described, gguf_package, write_described
+from iq.quantizing import quantize_part
 
 # Progress callback: tensors done, tensors in all, the name of the one at hand.
 Progress = Callable[[int, int, Sequence[str]], None]
@@ -188,6 +191,9 @@ def _metadata(file: Source, mix: Mix, imatrix: Imatrix | None) -> Mapping[str, V
 
 def _contents(file: Source, planned: Sequence[Converted], imatrix: Imatrix | None, progress: Progress | None) -> Iterator[Bytes]:
     """The bytes of each tensor of the new file, one after another."""
+    total = Counter[str]()  # weights of each type in the new file
+    for c in planned:
+        total[c.format] += math.prod(file.tensors[c.name].shape) if c.was != c.format else 0
     for done, c in enumerate(planned):
         if progress:
             progress(done, len(planned), (c.name,))
@@ -198,18 +204,18 @@ def _contents(file: Source, planned: Sequence[Converted], imatrix: Imatrix | Non
         try:
             importances = imatrix.of(c.name, shape) if imatrix else None
             values = dequantize(data.reshape(-1, FORMATS[was].row_bytes(shape[-1])), was)
-            yield _quantized(values, FORMATS[c.format], importances)
+            yield _quantized(values, FORMATS[c.format], importances, total[c.format])
         except (FormatError, GGUFError) as error:
             raise GGUFError(f"{file.path}: tensor {c.name!r}: {error}") from error
 
 
-def _quantized(values: Floats, fmt: type[Format], importances: Floats | None) -> Bytes:
-    """Rows of weights; each expert's with its own importances, f32 [experts, K]."""
+def _quantized(values: Floats, fmt: type[Format], importances: Floats | None, total: int) -> Bytes:
+    """Rows of weights; each expert's with its own importances, f32 [experts, K]. total: weights of the format in the whole file."""
     if importances is None:
-        packed = quantize(values, fmt.name)
+        packed = quantize_part(values, fmt, None, total)
     else:
         experts = values.reshape(len(importances), -1, values.shape[-1])
-        packed = np.stack([quantize(rows, fmt.name, columns) for rows, columns in zip(experts, importances, strict=True)])
+        packed = np.stack([quantize_part(rows, fmt, columns, total) for rows, columns in zip(experts, importances, strict=True)])
     finite = fmt.finite(packed.reshape(-1, fmt.type_size))
     if not finite.all():
         row = int(finite.argmin()) * fmt.block_size // values.shape[-1]

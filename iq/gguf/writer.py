@@ -50,7 +50,8 @@ def write_described(path: str | Path, parts: Mapping[str, Described], metadata: 
         try:
             _add_metadata(writer, metadata)
             for name, (type, shape, nbytes) in parts.items():
-                writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=gguf.GGMLQuantizationType(type))
+                # The number itself: ggml has types, q2_0 for one, that gguf-py 0.19 does not name.
+                writer.add_tensor_info(name, shape, np.dtype(np.float32), nbytes, raw_dtype=type)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()

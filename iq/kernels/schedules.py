@@ -262,15 +262,17 @@ DEQUANTIZE_MUL_MAT_VEC: dict[str, tuple[VecSchedule, ...]] = {
 # with M = 2 q8_0 does best with 1. On AMD by counting: instructions of the loop per 32 weights and row of activations, and waves that a
 # SIMD has room for. gfx1100, M = 8, with 1, 2, 4 rows: q4_0 23.2, 18.2, 15.3 (12, 12, 9 waves), q4_K 24.4, 20.8, 18.4 (12, 10, 6), q6_K
 # 29.0, 23.9 (9, 7), which spills with 4, as do q2_K, q3_K, iq1_m and on gfx1201 tq1_0 (8, 26, 20 and 3 VGPRs). gfx942: q4_0 20.0, 15.7,
-# 14.0 (5, 4, 4), q4_K 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken where they save a tenth and do not halve the waves; with M = 8, where
-# instructions set the pace, not memory, also where they do. On gfx1030 iq2_xs, iq2_s and iq1_m spill with 4 (29, 7 and 4 VGPRs). Kernels
-# for CPUs take a row at a time.
+# 14.0 (5, 4, 4), q4_K 22.8, 18.6, 16.4 (4, 4, 2). More rows are taken where they save a tenth and do not halve the waves; with M = 8,
+# where instructions set the pace, not memory, also where they do. On gfx1030 tq1_0, iq2_xs, iq2_s and iq1_m spill with 4 (8, 29, 7 and 4
+# VGPRs). Kernels for CPUs take a row at a time.
 _TWO_AT_MOST = {1: 1, 8: 2}
 MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {
     "rocm": {"": {1: 1, 4: 2, 8: 4}},
+    "gfx906": {"": _TWO_AT_MOST},  # which has 256 registers to a lane, half of what gfx90a has: iq1_M spills with 4 rows
     "gfx90a": {"": {1: 1, 4: 2, 8: 4}, "q5_k": {2: 1, 4: 2, 8: 4}, "q6_k": {2: 1, 8: 2}},
     "gfx1010": {"": {8: 1}},  # without v_dot4 bytes are taken apart in registers: q6_K spills with 2 rows
-    "gfx1030": {"": {1: 1, 4: 2, 8: 4}} | dict.fromkeys(("q5_k", "q6_k", "iq4_xs", "nvfp4", "iq2_xs", "iq2_s", "iq1_m"), _TWO_AT_MOST),
+    "gfx1030": {"": {1: 1, 4: 2, 8: 4}}
+    | dict.fromkeys(("q5_k", "q6_k", "tq1_0", "iq4_xs", "nvfp4", "iq2_xs", "iq2_s", "iq1_m"), _TWO_AT_MOST),
     "gfx1100": {"": {1: 1, 4: 2, 8: 4}} | dict.fromkeys(("q4_0", "q2_k", "q3_k", "q6_k", "tq1_0", "iq1_m"), _TWO_AT_MOST),
     "cuda": {"": {1: 1, 2: 2, 8: 4}, "q8_0": {2: 1, 8: 4}},
 }
@@ -333,8 +335,8 @@ GROUPED_MUL_MAT_FLOAT: dict[str, MatrixSchedule] = {
 # Picks for each expert, on average, above which they are grouped. By counting bytes of weights: a matvec a pick reads an expert's matrix
 # for each pick, r times for r picks of each expert; tiles read those of the experts that have a pick once, 1 - e^-r of them. That is 1.6
 # times as much at r = 1 and 4.1 times at r = 4, where a matvec reads at most three times as fast as tiles that are mostly empty. On CPUs a
-# tile of 8 costs the same however few are in it: measured (16 experts, 1024 x 1024, q4_K, q8_0, f16), matvecs took 0.2 to 0.8 of the time
-# for r up to 4, as long for 8, and 1 to 2 times as long for 16.
+# tile of 8 picks costs the same however few are in it: on one with VNNI, weights in its cache (8 experts, 512 x 512), matvecs took 0.4 to
+# 0.7 of the time for r = 3, for r = 8 1.3 (q4_K), 0.9 (q6_K, q8_0) and 0.6 (f16).
 PICKS_TO_GROUP: dict[str, int] = {"rocm": 3, "cuda": 3, "cpu": 8}
 # The most experts that are grouped: two numbers in LDS for each.
 MOST_EXPERTS = 1024

@@ -73,7 +73,8 @@ class KernelSpec:
     def parse(cls, key: str) -> KernelSpec:
         """The kernel of a key. Raises KernelKeyError for a key that names no kernel of any target."""
         spec = cls.read(key)
-        if spec not in _all() or spec.key != key:
+        # Most are every target's: the kernels of all targets are listed for the others only.
+        if spec.key != key or not any(spec.exists(target) for target in TARGETS.values()):
             raise KernelKeyError(f"{key!r} names no kernel; `iq ls --kernels` lists all")
         return spec
 
