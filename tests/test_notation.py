@@ -80,15 +80,31 @@ def test_the_expression_stays_as_a_comment():
         ("min(%a, %b)", "index", "arith.minui %a, %b : index"),
         ("max(%a, %b)", "f32", "arith.maxnumf %a, %b : f32"),
         ("select(%c, %a, %b)", "i32", "arith.select %c, %a, %b : i32"),
+        ("%a <= %b", "f32", "arith.cmpf ole, %a, %b : f32"),
+        ("%a == %b", "vector<8xf32>", "arith.cmpf oeq, %a, %b : vector<8xf32>"),
+        ("%a != %b", "f32", "arith.cmpf une, %a, %b : f32"),
+        ("abs(%a)", "f32", "math.absf %a : f32"),
+        ("smin(%a, %b)", "i32", "arith.minsi %a, %b : i32"),
+        ("smax(%a, %b)", "vector<2xi32>", "arith.maxsi %a, %b : vector<2xi32>"),
+        ("rows(%a)", "vector<4x8xf32>", "vector.broadcast %a : vector<8xf32> to vector<4x8xf32>"),
     ],
 )
 def test_operators_and_functions(expression, type, operation):
     assert operations(f"%x = ({expression}) : {type}") == [f"%0 = {operation}"]
 
 
+def test_a_comparison_selects_element_by_element():
+    lines = operations("%x = (select(%a > %b, %a, %b)) : vector<4x8xf32>")
+    assert lines == [
+        "%0 = arith.cmpf ogt, %a, %b : vector<4x8xf32>",
+        "%1 = arith.select %0, %a, %b : vector<4x8xi1>, vector<4x8xf32>",
+    ]
+
+
 @pytest.mark.parametrize(
     ("number", "type", "constant"),
     [
+        ("1e-15", "f32", "1.0e-15 : f32"),
         ("7", "index", "7 : index"),
         ("-4", "index", "-4 : index"),
         ("0x0F0F0F0F", "vector<2xi32>", "dense<0xf0f0f0f> : vector<2xi32>"),

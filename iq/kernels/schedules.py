@@ -298,9 +298,9 @@ ELEMENT_VALUES: dict[str, tuple[int, int]] = {  # threads and values of a workgr
     "cuda": (_ELEMENT_THREADS, 8 * _ELEMENT_THREADS),
     "cpu": (1, 16384),
 }
-# Threads of a workgroup, sub-blocks that it takes, and those of a lane. Rows may be short, and searches take many registers: one or two
-# waves a workgroup. A CPU's vectors hold 8 sub-blocks, or all of a block that has more.
-QUANTIZE: dict[str, tuple[int, int, int]] = {"rocm": (64, 64, 1), "cuda": (64, 64, 1), "cpu": (1, 512, 8)}
+# Sub-blocks of a lane's vectors, and how often a workgroup, of one wave, takes as many. Rows may be short, and searches take many
+# registers: GPUs have a sub-block a lane, once. A CPU's vectors hold 8, or all sub-blocks of a block that has more.
+QUANTIZE: dict[str, tuple[int, int]] = {"rocm": (1, 1), "cuda": (1, 1), "cpu": (8, 64)}
 QUANTIZE_Q8_1: dict[str, Q8Schedule] = {
     "rocm": Q8Schedule(256, lanes=8, q8_tile=32),
     "cuda": Q8Schedule(256, lanes=8, q8_tile=32),
@@ -415,8 +415,9 @@ def quantize(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSc
     if not fmt.quantizer:
         return ()
     per_block = fmt.kernel_block_weights() // (fmt.sub_block or 8)
-    [(threads, tile, lane)] = _row(QUANTIZE, target)
-    return (QuantizeSchedule(threads, tile // per_block, lane if lane == 1 else max(lane, per_block)),)
+    [(columns, turns)] = _row(QUANTIZE, target)
+    sub_blocks = columns if columns == 1 else max(columns, per_block)
+    return (QuantizeSchedule(target.wave, target.wave * sub_blocks * turns // per_block, sub_blocks),)
 
 
 def quantize_imatrix(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
@@ -429,9 +430,9 @@ def set_rows(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSc
 
 
 def hadamard(target: Target, fmt: type[Format], tile_m: int) -> tuple[HadamardSchedule, ...]:
-    [(threads, tile, lane)] = _row(QUANTIZE, target)
-    # A CPU's vectors hold the 16 runs of the widest transform.
-    return (HadamardSchedule(threads, tile, lane if lane == 1 else 16),)
+    [(columns, turns)] = _row(QUANTIZE, target)
+    runs = columns if columns == 1 else 16  # a CPU's vectors hold those of the widest transform
+    return (HadamardSchedule(target.wave, target.wave * runs * turns, runs),)
 
 
 def quantize_q8_1(target: Target, fmt: type[Format], tile_m: int) -> tuple[Q8Schedule, ...]:

@@ -19,7 +19,7 @@ Rows = NDArray[np.float32]
 
 
 def _edges(k: int, rng: np.random.Generator) -> Rows:
-    """Rows at the edges of float32 and of the searches, of integers and powers of two: f32 [10, k]."""
+    """Rows at the edges of float32 and of the searches, of integers and powers of two, k of each kind: f32 [2, 5 k]."""
     whole = rng.integers(-(2**20), 2**20, (10, k)).astype(np.float32)
     spans = np.repeat(rng.integers(-70, 0, k // 8), 8)
     rows = [
@@ -34,7 +34,7 @@ def _edges(k: int, rng: np.random.Generator) -> Rows:
         np.full(k, -0.0),
         np.repeat(whole[9, ::8], 8),
     ]
-    return np.array(rows, np.float32)
+    return np.array(rows, np.float32).reshape(2, -1)
 
 
 def _weights(fmt: type[Format], rng: np.random.Generator) -> Iterator[tuple[str, Rows]]:
@@ -43,7 +43,7 @@ def _weights(fmt: type[Format], rng: np.random.Generator) -> Iterator[tuple[str,
     yield "one block", rng.standard_normal((1, block), dtype=np.float32)
     yield "normal", rng.standard_normal((2, (2080 // block | 1) * block), dtype=np.float32)
     yield "heavy tails", rng.standard_t(2, (1, 3 * block)).astype(np.float32)
-    yield "edges", _edges(-(-160 // block) * block, rng)
+    yield "edges", _edges(max(block, 64), rng)
 
 
 def _quantize(spec: KernelSpec, target: Target, rng: np.random.Generator) -> Iterator[Case]:
