@@ -1,7 +1,8 @@
 """The whole way once: a GGUF file, a bundle of kernels, every op on the CPU, every result checked. `make demo` runs it.
 
-Writes demo/model.gguf (weights of 4096 x 4096 and 14336 x 4096 in each quantized format), compiles a bundle for the CPU and for two AMD
-GPUs into demo/artifacts/, loads the file as a deployment host would (kernels from the bundle only), and prints each op's error and time.
+Writes demo/model.gguf (weights in every quantized format; large ones in some), compiles a bundle of all kernels for this CPU, and of some
+formats for two AMD GPUs, into demo/artifacts/, loads the file as a deployment host would (kernels from the bundle only), and prints each op's
+error and time.
 """
 
 from __future__ import annotations
@@ -22,28 +23,35 @@ import iq
 from iq.formats import FORMATS
 
 FOLDER = Path("demo")
-SHAPES = [(4096, 4096), (14336, 4096)]
+LARGE, SMALL = (4096, 4096), (64, 4096)
+LARGE_FORMATS = ("q4_0", "q8_0", "q4_k", "q6_k", "iq4_xs", "mxfp4")
 GPUS = ["gfx942", "gfx1100"]
-FORMATS_SHOWN = [f.name for f in FORMATS.values() if f.kind == "weights"]
+GPU_FORMATS = (*LARGE_FORMATS, "q4_1", "f32", "q8_1")  # q4_1, q8_0 and f32: those of the language model in examples/llm.py
 MUL_MAT_NMSE = 5e-4  # llama.cpp's bound for mul_mat against float64
 REPEAT = 3
 
 console = Console(width=110)
 
 
-def name_of(shape: tuple[int, int], fmt: str) -> str:
-    return f"{shape[0]}x{shape[1]}.{fmt}.weight"
-
-
 def write_model(path: Path) -> None:
-    """A GGUF file with one tensor for each shape and format."""
+    """A GGUF file with a tensor in each quantized format."""
     rng = np.random.default_rng(0)
     tensors = {}
-    todo = [(shape, fmt) for shape in SHAPES for fmt in FORMATS_SHOWN]
-    for shape, fmt in track(todo, description="quantizing", console=console):
+    todo = [f for f in FORMATS.values() if f.kind == "weights"]
+    for fmt in track(todo, description="quantizing", console=console):
+        shape = LARGE if fmt.name in LARGE_FORMATS else SMALL
         array = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
-        tensors[name_of(shape, fmt)] = (iq.quantize(array, fmt), fmt, shape)
+        importances = np.ones(shape[1], np.float32) if fmt.imatrix == "required" else None
+        tensors[f"{fmt.name}.weight"] = (iq.quantize(array, fmt.name, importances), fmt.name, shape)
     iq.gguf.write(path, tensors, {"general.architecture": "demo", "general.name": "random weights"})
+
+
+def reference(w: iq.QTensor) -> np.ndarray:
+    """The weights as gguf-py has them; as iq has them for the two formats that gguf-py does not know."""
+    try:
+        return np.asarray(gguf.quants.dequantize(w.to_bytes(), gguf.GGMLQuantizationType[w.format.upper()]))
+    except (KeyError, NotImplementedError):
+        return iq.dequantize(w.to_bytes(), w.format)
 
 
 def median_time(call: Callable[[], object]) -> float:
@@ -58,10 +66,10 @@ def median_time(call: Callable[[], object]) -> float:
 
 
 def check_tensor(w: iq.QTensor, table: Table) -> bool:
-    """Run every op on one tensor; add a row each; whether all results are within bounds."""
+    """Run every op on a large tensor, some on a small one; add a row each; whether all results are within bounds."""
     rng = np.random.default_rng(1)
     n, k = w.shape
-    values = gguf.quants.dequantize(w.to_bytes(), gguf.GGMLQuantizationType[w.format.upper()])
+    values = reference(w)
     fine = True
 
     def row(op: str, call: Callable[[], iq.Buffer], error: Callable[[np.ndarray], float], bound: float) -> None:
@@ -76,11 +84,6 @@ def check_tensor(w: iq.QTensor, table: Table) -> bool:
     def differing(want: np.ndarray) -> Callable[[np.ndarray], float]:
         return lambda got: float(np.count_nonzero(got.view(np.uint8) != np.ascontiguousarray(want).view(np.uint8)))
 
-    row("dequantize to f32", w.dequantize, differing(values), 0)
-    row("dequantize to f16", lambda: w.dequantize("float16"), differing(values.astype(np.float16)), 0)
-    ids = rng.integers(0, n, 64)
-    row("get_rows, 64 rows", lambda: w.get_rows(ids), differing(values[ids]), 0)
-
     def product(op: str, m: int, via: str) -> None:
         x = rng.standard_normal((m, k), dtype=np.float32)
         want = x.astype(np.float64) @ values.T.astype(np.float64)
@@ -90,6 +93,14 @@ def check_tensor(w: iq.QTensor, table: Table) -> bool:
             return float(np.square(got - want).sum() / np.square(want).sum())
 
         row(f"{op}, {m} x {k}", lambda: w.matmul(on_device, via=via), nmse, MUL_MAT_NMSE)
+
+    row("dequantize to f32", w.dequantize, differing(values), 0)
+    if w.shape == SMALL:
+        product("mul_mat_vec via q8_1", 1, "q8_1")
+        return fine
+    row("dequantize to f16", lambda: w.dequantize("float16"), differing(values.astype(np.float16)), 0)
+    ids = rng.integers(0, n, 64)
+    row("get_rows, 64 rows", lambda: w.get_rows(ids), differing(values[ids]), 0)
 
     product("mul_mat_vec via q8_1", 1, "q8_1")
     product("mul_mat_vec via q8_1", 8, "q8_1")
@@ -112,7 +123,8 @@ def main() -> int:
         def progress(done: int, total: int, running: tuple[str, ...]) -> None:
             status.update(f"compiling: {done} of {total} modules done, now {', '.join(running)}")
 
-        bundles = iq.compile.bundle(targets=["cpu", *GPUS], out=artifacts, progress=progress)
+        bundles = iq.compile.bundle(iq.Device("cpu").target.id, out=artifacts, progress=progress)
+        bundles += iq.compile.bundle(GPUS, GPU_FORMATS, out=artifacts, progress=progress)
     kilobytes = sum(f.stat().st_size for b in bundles for f in Path(b).iterdir()) / 1e3
     console.print(
         f"[bold]{artifacts}[/]: {', '.join(Path(b).name for b in bundles)}, {kilobytes:.0f} kB, {time.perf_counter() - start:.1f} s"

@@ -57,11 +57,13 @@ def test_no_spills_and_no_scratch(module):
 
 
 def test_weights_are_read_in_128_bit_loads(module):
-    _, _, dispatches = module
+    _, fmt, dispatches = module
     for d in scheduled(dispatches, VecSchedule):
         loads = {name: n for name, n in mix(d).items() if name.startswith("global load")}
         bits = {int(name.split()[-1]): n for name, n in loads.items()}
-        assert sum(width * n for width, n in bits.items() if width >= 64) >= 0.8 * sum(width * n for width, n in bits.items()), d.name
+        # Tables of grids are looked up a word or two at a time.
+        wide = sum(width * n for width, n in bits.items() if width >= 64) >= 0.8 * sum(width * n for width, n in bits.items())
+        assert wide or fmt.tables(), d.name
         assert bits.get(128, 0) >= 2, d.name
 
 

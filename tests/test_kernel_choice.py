@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiers import DISTINCT
 
@@ -134,6 +134,7 @@ def test_bytes_of_tensors():
 
 
 @targets
+@settings(deadline=None)  # the first call finds out what kernels all targets have
 @given(st.data())
 def test_a_choice_exists_and_is_meant_for_the_problem(target, data):
     fmt = data.draw(st.sampled_from([f for f in FORMATS.values() if f.kind != "activations"]))

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from iq.formats import FORMATS, dequantize, quantize
 
 K = 1024
-# Of these libgguf 0.2.2 makes other bytes than ggml, whose golden data decide (tests/test_format_bytes.py).
+# Of these libgguf 0.2.2 makes other bytes than ggml, whose golden data decide (tests/test_format_bytes.py): iq1_m's sums have other
+# roundings in its older ggml, and of ways to split that are equally good another may be the best.
 OTHER_BYTES = {"iq1_m"}
 
 Rows = NDArray[np.float32]

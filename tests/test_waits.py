@@ -150,13 +150,29 @@ def test_each_kind_of_wait(name):
             "s_load_b32 s4, s[0:1], 0x0\nds_load_b32 v1, v0\nds_load_b32 v2, v0\ns_waitcnt lgkmcnt(1)\nv_mov_b32_e32 v3, v1\ns_endpgm",
         ),
         ("gfx1201", "global_load_b32 v1, v0, s[0:1]\ns_wait_idle\nv_mov_b32_e32 v2, v1\ns_endpgm"),
+        ("gfx1201", "global_load_d16_b16 v1, v0, s[0:1]\nglobal_load_d16_hi_u8 v1, v0, s[0:1]\ns_endpgm"),
         ("gfx1030", "global_store_dword v0, v1, s[0:1]\ns_waitcnt_vscnt null, 0x0\ns_barrier\ns_endpgm"),
         ("gfx942", "global_load_dword v1, v0, s[0:1]\ns_branch on\nv_mov_b32_e32 v2, v1\non:\ns_endpgm"),
     ],
-    ids=["overwritten in order", "stores count apart", "LDS is in order beside scalar loads", "wait for all", "stores", "never reached"],
+    ids=[
+        *("overwritten in order", "stores count apart", "LDS is in order beside scalar loads", "wait for all", "either half", "stores"),
+        "never reached",
+    ],
 )
 def test_nothing_is_found_in_sound_code(processor, text):
     assert problems(processor, text) == []
+
+
+@pytest.mark.parametrize("second", ["global_load_d16_b16", "global_load_d16_u8", "global_load_b32"])
+def test_a_half_is_not_loaded_twice_at_a_time(second):
+    """From gfx12 on loads write registers in any order."""
+    text = f"global_load_d16_b16 v1, v0, s[0:1]\n{second} v1, v0, s[0:1]\ns_endpgm"
+    assert problems("gfx1201", text) == ["v1 may still be under way (loadcnt)"]
+
+
+def test_a_half_is_not_used_while_the_other_is_under_way():
+    text = "global_load_d16_hi_b16 v1, v0, s[0:1]\nv_add_f16_e32 v2.l, v1.l, v2.l\ns_endpgm"
+    assert problems("gfx1201", text) == ["v1 may still be under way (loadcnt)"]
 
 
 def test_scalar_loads_come_in_any_order():
@@ -201,7 +217,7 @@ def test_what_is_not_understood_is_said(text, problem):
 
 def test_registers():
     assert registers("v[2:3], s7, -|a1|, vcc, exec_lo, v9.h, m0, ttmp9, s[4], off, 0x3") == {
-        *("v2", "v3", "s7", "a1", "vcc_lo", "vcc_hi", "exec_lo", "v9", "m0", "ttmp9", "s4")
+        *("v2.l", "v2.h", "v3.l", "v3.h", "s7", "a1", "vcc_lo", "vcc_hi", "exec_lo", "v9.l", "v9.h", "m0", "ttmp9", "s4")
     }
 
 

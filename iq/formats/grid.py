@@ -168,7 +168,9 @@ class IQ2_XXS(SignedGrid):
     sub_block = 32
     imatrix = "required"
     grid, step = grids.IQ2_XXS, 1 / 8
-    search = SignedSearch(grid, 2, sub_block, 6, 0.1, 1, "all", fitted=True, even=True, smallest=1e-15, clears=True)
+    search = SignedSearch(
+        grid, sub_block, distances=2, steps=6, step=0.1, variance=1, redo="all", fitted=True, even=True, smallest=1e-15, clears=True
+    )
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
@@ -190,7 +192,7 @@ class IQ2_XS(SignedGrid):
     sub_block = 16
     imatrix = "required"
     grid, step = grids.IQ2_XS, 1 / 8
-    search = SignedSearch(grid, 2, sub_block, 9, 0.1, 1, "off", even=True, smallest=1e-15, clears=True)
+    search = SignedSearch(grid, sub_block, distances=2, steps=9, step=0.1, variance=1, redo="off", even=True, smallest=1e-15, clears=True)
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
@@ -211,7 +213,7 @@ class IQ2_S(SignedGrid):
     sub_block = 16
     imatrix = "used"
     grid, step = grids.IQ2_S, 1 / 8
-    search = SignedSearch(grid, 1, sub_block, 9, 0.1, 2, "off", floor=0.25, fudge=0.9875)
+    search = SignedSearch(grid, sub_block, distances=1, steps=9, step=0.1, variance=2, redo="off", floor=0.25, fudge=0.9875)
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
@@ -233,7 +235,7 @@ class IQ3_XXS(SignedGrid):
     sub_block = 32
     imatrix = "used"
     grid, step = grids.IQ3_XXS, 1 / 4
-    search = SignedSearch(grid, 2, sub_block, 15, 0.2, 2, "off", even=True, fudge=1.0125, clears=True)
+    search = SignedSearch(grid, sub_block, distances=2, steps=15, step=0.2, variance=2, redo="off", even=True, fudge=1.0125, clears=True)
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
@@ -253,7 +255,7 @@ class IQ3_S(SignedGrid):
     sub_block = 32
     imatrix = "used"
     grid, step = grids.IQ3_S, 1
-    search = SignedSearch(grid, 3, sub_block, 9, 0.2, 2, "any", smallest=1e-45, fudge=1.033)
+    search = SignedSearch(grid, sub_block, distances=3, steps=9, step=0.2, variance=2, redo="any", smallest=1e-45, fudge=1.033)
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:

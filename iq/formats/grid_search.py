@@ -110,7 +110,7 @@ def require(possible: Flags) -> None:
 def importances(x: Floats, given: Floats | None, variance: Floats, floor: float = 0) -> Floats:
     """How much each weight matters: given * sqrt(variance + x * x), or, where none are given, floor * variance + x * x.
 
-    x, given: f32[members, groups]; variance: f32[blocks], or as ggml multiplies it. Returns f32[members, groups].
+    x, given: f32[members, groups]; variance: f32[blocks], of scaled_variance. Returns f32[members, groups].
     """
     squares = x * x
     spread = np.repeat(variance, x.shape[1] // len(variance))
@@ -119,7 +119,7 @@ def importances(x: Floats, given: Floats | None, variance: Floats, floor: float 
     return squares if floor == 0 else np.float32(floor) * spread + squares
 
 
-def variance(blocks: Floats, factor: int) -> Floats:
+def scaled_variance(blocks: Floats, factor: int) -> Floats:
     """factor * the mean square of each block: f32[n, 256] -> f32[n]."""
     return np.float32(factor) * sum_in_order(columns(blocks * blocks, 256)) / np.float32(256)
 
@@ -136,19 +136,19 @@ def round_scales(scales: Floats, divisor: int, top: int) -> tuple[Floats, Bytes]
 class SignedSearch:
     """How ggml searches for scale, signs and entries of a sub-block of the formats of two and three bits.
 
-    grid; distances: of neighbours.
+    grid, sub_block: the format's. distances: as of Neighbours.
     steps, step: the inverse scales tried are (2 * levels - 1 + step * i) / peak, for i in -steps .. steps. The peak is the largest weight,
         or, if `fitted`, what make_qp_quants makes of it.
     even: whether of 8 signs an even number must be set; then the sign of the least important weight is flipped if need be.
-    variance, floor: as in `importances`.
+    variance: the factor of scaled_variance. floor: as in `importances`.
     smallest: sub-blocks whose largest weight is below count as zero.
     redo: what is searched for again at the scale found: "all" parts, those "off" the grid, or "any": all if one is off.
     fudge: a factor of ggml's for d. clears: whether a block of scale 0 loses its quants.
     """
 
     grid: Grid
-    distances: int
     sub_block: int
+    distances: int
     steps: int
     step: float
     variance: int
@@ -167,7 +167,7 @@ class SignedSearch:
         a weight is sign * d * (2 s + 1) * entry. Raises FormatError where ggml aborts.
         """
         x = columns(blocks, self.sub_block)
-        w = importances(x, None if given is None else columns(given, self.sub_block), variance(blocks, self.variance), self.floor)
+        w = importances(x, None if given is None else columns(given, self.sub_block), scaled_variance(blocks, self.variance), self.floor)
         scales, entries, signs = self.of_groups(x, w)
         scales = scales.reshape(len(blocks), -1)
         d, s = round_scales(scales, 31, 15)
@@ -243,8 +243,9 @@ class SignedSearch:
             entries = np.where(better, tried, entries)
             on_grid = np.where(better, tried_on_grid, on_grid)
 
-        again = {"all": np.ones_like(on_grid), "off": ~on_grid, "any": np.broadcast_to(~on_grid.all(axis=0), on_grid.shape)}[self.redo]
-        again = again & (scale > 0)
+        off = ~on_grid
+        again = {"all": np.ones_like(off), "off": off, "any": off.any(axis=0)}[self.redo] & (scale > 0)
+        again = np.broadcast_to(again, off.shape)
         if again.any():
             entries = np.where(again, search(np.float32(1) / scale, scale, again)[0], entries)
             sum_qx, sum_q2 = sums(entries)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iq.formats import grids
-from iq.formats.grid_search import FLT_MAX, Flags, Numbers, importances, neighbours, require, round_scales, variance
+from iq.formats.grid_search import FLT_MAX, Flags, Numbers, importances, neighbours, require, round_scales, scaled_variance
 from iq.formats.packing import Bytes, Floats, columns
 from iq.formats.scale_search import Ints, sum_in_order
 
@@ -36,7 +36,7 @@ def search_iq1_s(blocks: Floats, given: Floats | None) -> tuple[Floats, Ints, Fl
     Raises FormatError where ggml aborts.
     """
     x = columns(blocks, 32)
-    w = importances(x, None if given is None else columns(given, 32), variance(blocks, 2))
+    w = importances(x, None if given is None else columns(given, 32), scaled_variance(blocks, 2))
     scales, entries, shift = _search(x, w, np.float32(1e-12), 2)
     scales = scales.reshape(-1, 8)
     d, s = round_scales(scales, 15, 7)
@@ -51,7 +51,7 @@ def search_iq1_m(blocks: Floats, given: Floats | None) -> tuple[Floats, Ints, Fl
     Raises FormatError where ggml aborts.
     """
     x = columns(blocks, 16)
-    w = importances(x, None if given is None else columns(given, 16), variance(blocks, 2))
+    w = importances(x, None if given is None else columns(given, 16), scaled_variance(blocks, 2))
     scales, entries, shift = _search(x, w, np.float32(1e-7), 4)
     scales = scales.reshape(-1, 16)
     d, s = round_scales(scales, 15, 7)

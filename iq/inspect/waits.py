@@ -9,6 +9,7 @@ those of LLVM's SIInsertWaitcnts and of the ISA manuals ("Manually inserted wait
 - Vector loads return in order, and so do LDS instructions: a wait for n leaves the n youngest out. On gfx9 stores count with the loads.
 - Scalar loads return in any order, and flat ones count twice: only a wait for 0 is for them.
 - No instruction may read or write a register that a load is still to write; except that until gfx11 vector loads write theirs in order.
+  Loads of 16 bits to either half of a register may be out together (LLVM's #194477), but who reads a half waits for both (#157795).
 - No LDS instruction of a wave is out when it arrives at a barrier.
 """
 
@@ -137,11 +138,12 @@ class _Effect:
 
 
 def registers(text: str) -> Registers:
-    """The registers that a text names, each by itself: "v[2:3]" is v2 and v3."""
+    """The registers that a text names, each by itself: "s[2:3]" is s2 and s3; of vector registers both halves, v2.l and v2.h, always."""
     found: set[str] = set()
     for kind, one, first, last, pair, half, m0 in _REGISTER.findall(text):
         if kind:
-            found.update(f"{kind}{n}" for n in range(int(one or first), int(one or last or first) + 1))
+            numbers = range(int(one or first), int(one or last or first) + 1)
+            found.update(f"{kind}{n}{part}" for n in numbers for part in ((".l", ".h") if kind == "v" else ("",)))
         elif pair:
             found.update(f"{pair}_{h}" for h in ([half] if half else ["lo", "hi"]))
         else:
@@ -191,7 +193,11 @@ def _effect(instruction: Instruction, counters: _Counters) -> _Effect:
 def _load(instruction: Instruction, counter: str, ordered: bool) -> _Effect:
     """Of a load whose result is its first operand."""
     first, *rest = instruction.operands or [""]
-    return _Effect(registers(",".join(rest)), ((counter, registers(first), ordered),))
+    loads = registers(first)
+    if "_d16" in instruction.mnemonic and "_format" not in instruction.mnemonic:
+        half = ".h" if "_d16_hi" in instruction.mnemonic else ".l"
+        loads = frozenset(register for register in loads if register.endswith(half))
+    return _Effect(registers(",".join(rest)), ((counter, loads, ordered),))
 
 
 def _wait(instruction: Instruction, counters: _Counters) -> _Effect:
@@ -260,7 +266,8 @@ def _problems(state: _State, effect: _Effect) -> Iterable[str]:
         under_way = out.in_order | out.unordered
         overwritable = out.in_order if counter == effect.overwrites else frozenset({_LDS})
         if late := effect.uses & under_way | effect.loads & (under_way - overwritable):
-            yield f"{', '.join(sorted(late))} may still be under way ({counter})"
+            names = sorted({register.partition(".")[0] for register in late})
+            yield f"{', '.join(names)} may still be under way ({counter})"
 
 
 def check_kernel(name: str, code: Sequence[Instruction], processor: str) -> list[Finding]:

@@ -268,7 +268,8 @@ DEQUANTIZE_MUL_MAT_VEC: dict[str, tuple[VecSchedule, ...]] = {
 _TWO_AT_MOST = {1: 1, 8: 2}
 MUL_MAT_VEC_ROWS: dict[str, dict[str, dict[int, int]]] = {
     "rocm": {"": {1: 1, 4: 2, 8: 4}},
-    "gfx906": {"": _TWO_AT_MOST},  # which has 256 registers to a lane, half of what gfx90a has: iq1_M spills with 4 rows
+    # 256 registers to a lane, half of what gfx90a has: iq1_M, iq2_S and tq1_0 spill with 4 rows, q3_K and tq1_0 with 2.
+    "gfx906": {"": _TWO_AT_MOST, "q3_k": {8: 1}, "tq1_0": {8: 1}},
     "gfx90a": {"": {1: 1, 4: 2, 8: 4}, "q5_k": {2: 1, 4: 2, 8: 4}, "q6_k": {2: 1, 8: 2}},
     "gfx1010": {"": {8: 1}},  # without v_dot4 bytes are taken apart in registers: q6_K spills with 2 rows
     "gfx1030": {"": {1: 1, 4: 2, 8: 4}}
