@@ -129,6 +129,7 @@ def test_several_code_objects_in_one_executable(vmfbs: Mapping[str, Path]) -> No
         ("rocm", "global_load_ushort", "global load 16"),
         ("rocm", "global_load_short_d16_hi", "global load 16"),
         ("rocm", "global_load_sbyte", "global load 8"),
+        ("rocm", "global_store_byte", "global store 8"),
         ("rocm", "global_load_b128", "global load 128"),
         ("rocm", "global_load_d16_b16", "global load 16"),
         ("rocm", "global_load_d16_hi_u8", "global load 8"),

@@ -65,7 +65,7 @@ _WIDTHS: tuple[tuple[str, Callable[[re.Match[str]], int]], ...] = (
     (r"dwordx(\d)", lambda m: 32 * int(m[1])),
     (r"dword", lambda m: 32),
     (r"_[us]?short|_(?:d16_(?:hi_)?)?[biu]16", lambda m: 16),
-    (r"_[us]byte|_(?:d16_(?:hi_)?)?[iu]8", lambda m: 8),
+    (r"_[us]?byte|_(?:d16_(?:hi_)?)?[iu]8", lambda m: 8),
     (r"_b(\d+)", lambda m: int(m[1])),
     (r"\.v(\d)(?:\.\w+)*?\.[busf](\d+)", lambda m: int(m[1]) * int(m[2])),
     (r"\.[busf](\d+)", lambda m: int(m[1])),
