@@ -1,8 +1,8 @@
 """The whole way once: a GGUF file, a bundle of kernels, every op on the CPU, every result checked. `make demo` runs it.
 
 Writes demo/model.gguf (weights in every quantized format; large ones in some), compiles a bundle of all kernels for this CPU, and of some
-formats for two AMD GPUs, into demo/artifacts/, loads the file as a deployment host would (kernels from the bundle only), and prints each op's
-error and time.
+formats for two AMD GPUs, into demo/artifacts/, loads the file as a deployment host would (kernels from the bundle only), and prints each
+op's error and time.
 """
 
 from __future__ import annotations
