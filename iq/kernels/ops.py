@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from iq.formats import Format
-from iq.kernels import schedules
+from iq.kernels import quantize_schedules, schedules
 from iq.kernels.kernel import Axis, Kernel, Schedules, Tensor
 from iq.targets import Target
 
@@ -60,9 +60,9 @@ GET_ROWS = Kernel(
 QUANTIZE, QUANTIZE_IMATRIX, SET_ROWS = (
     Kernel(name, reads, (writes,), ("rows", "blocks"), (Axis("rows"), _BLOCKS), layouts, name, family="quantize")
     for name, reads, writes, layouts in (
-        ("quantize", (_UNPACKED,), _PACKED, schedules.quantize),
-        ("quantize_imatrix", (_UNPACKED, _IMATRIX), _PACKED, schedules.quantize_imatrix),
-        ("set_rows", (_UNPACKED, _IDS), _W_BLOCKS, schedules.set_rows),
+        ("quantize", (_UNPACKED,), _PACKED, quantize_schedules.quantize),
+        ("quantize_imatrix", (_UNPACKED, _IMATRIX), _PACKED, quantize_schedules.quantize_imatrix),
+        ("set_rows", (_UNPACKED, _IDS), _W_BLOCKS, quantize_schedules.set_rows),
     )
 )
 HADAMARD = Kernel(
@@ -71,7 +71,7 @@ HADAMARD = Kernel(
     writes=(Tensor("y", "f32", ("m", "k")),),
     sizes=("m", "k", "width"),
     grid=(Axis("m"), Axis("k", "block_weights")),
-    schedules=schedules.hadamard,
+    schedules=quantize_schedules.hadamard,
     model="hadamard",
 )
 QUANTIZE_Q8_1 = Kernel("quantize_q8_1", (_X,), (_Q8_1,), _Q8_SIZES, _Q8_GRID, schedules.quantize_q8_1, model="q8_1 blocks")

@@ -91,34 +91,6 @@ class ElementSchedule(Schedule):
 
 
 @dataclass(frozen=True)
-class QuantizeSchedule(Schedule):
-    """quantize, quantize_imatrix, set_rows: a workgroup of `workgroup` threads takes block_tile blocks, a lane sub_blocks at a time.
-
-    sub_blocks: elements of a lane's vectors; whole blocks where it is more than one.
-    """
-
-    workgroup: int
-    block_tile: int
-    sub_blocks: int
-
-    @property
-    def label(self) -> str:
-        return f"b{self.block_tile}_t{self.workgroup}_s{self.sub_blocks}"
-
-    def threads(self, wave: int) -> int:
-        return self.workgroup
-
-
-@dataclass(frozen=True)
-class HadamardSchedule(QuantizeSchedule):
-    """hadamard: as quantize, with runs of 32 values for sub-blocks and blocks. block_weights: values of a workgroup's tile of a row."""
-
-    @property
-    def block_weights(self) -> int:
-        return 32 * self.block_tile
-
-
-@dataclass(frozen=True)
 class Q8Schedule(Schedule):
     """quantize_q8_1: a workgroup of `workgroup` threads takes q8_tile blocks of 32 activations, `lanes` lanes a block."""
 
@@ -298,9 +270,6 @@ ELEMENT_VALUES: dict[str, tuple[int, int]] = {  # threads and values of a workgr
     "cuda": (_ELEMENT_THREADS, 8 * _ELEMENT_THREADS),
     "cpu": (1, 16384),
 }
-# Sub-blocks of a lane's vectors, and how often a workgroup, of one wave, takes as many. Rows may be short, and searches take many
-# registers: GPUs have a sub-block a lane, once. A CPU's vectors hold 8, or all sub-blocks of a block that has more.
-QUANTIZE: dict[str, tuple[int, int]] = {"rocm": (1, 1), "cuda": (1, 1), "cpu": (8, 64)}
 QUANTIZE_Q8_1: dict[str, Q8Schedule] = {
     "rocm": Q8Schedule(256, lanes=8, q8_tile=32),
     "cuda": Q8Schedule(256, lanes=8, q8_tile=32),
@@ -409,30 +378,6 @@ def dequantize_mul_mat_vec(target: Target, fmt: type[Format], tile_m: int) -> tu
 def element(target: Target, fmt: type[Format], tile_m: int) -> tuple[ElementSchedule, ...]:
     [(threads, values)] = _row(ELEMENT_VALUES, target)
     return (ElementSchedule(threads, max(1, values // fmt.kernel_block_weights())),)
-
-
-def quantize(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
-    if not fmt.quantizer:
-        return ()
-    per_block = fmt.kernel_block_weights() // (fmt.sub_block or 8)
-    [(columns, turns)] = _row(QUANTIZE, target)
-    sub_blocks = columns if columns == 1 else max(columns, per_block)
-    return (QuantizeSchedule(target.wave, target.wave * sub_blocks * turns // per_block, sub_blocks),)
-
-
-def quantize_imatrix(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
-    return quantize(target, fmt, tile_m) if fmt.imatrix != "ignored" else ()
-
-
-def set_rows(target: Target, fmt: type[Format], tile_m: int) -> tuple[QuantizeSchedule, ...]:
-    # For caches, whose rows are too short for super-blocks.
-    return quantize(target, fmt, tile_m) if fmt.block_size <= 32 else ()
-
-
-def hadamard(target: Target, fmt: type[Format], tile_m: int) -> tuple[HadamardSchedule, ...]:
-    [(columns, turns)] = _row(QUANTIZE, target)
-    runs = columns if columns == 1 else 16  # a CPU's vectors hold those of the widest transform
-    return (HadamardSchedule(target.wave, target.wave * runs * turns, runs),)
 
 
 def quantize_q8_1(target: Target, fmt: type[Format], tile_m: int) -> tuple[Q8Schedule, ...]:
