@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from iq.errors import TargetError
-from iq.products import PRODUCTS
+from iq.gpu_names import PRODUCTS
 
 
 @dataclass(frozen=True)

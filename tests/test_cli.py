@@ -14,7 +14,7 @@ from iq import kernels
 from iq.bundle import Bundle
 from iq.cli.commands import main
 from iq.formats import FORMATS
-from iq.products import PRODUCTS, products_of
+from iq.gpu_names import PRODUCTS, products_of
 from iq.targets import GROUPS, TARGETS, parse_targets
 
 

@@ -14,7 +14,7 @@ from iq.inspect import Dispatch, inspect
 from iq.inspect.disassembly import Objdump
 from iq.kernels import Dispatch as Declared
 from iq.kernels import KernelSpec, kernels, plan
-from iq.kernels.schedules import ElementSchedule, MatrixSchedule, Q8Schedule, VecSchedule
+from iq.kernels.schedule import ElementSchedule, MatrixSchedule, Q8Schedule, VecSchedule
 from iq.targets import TARGETS, Target
 
 

@@ -14,7 +14,8 @@ from iq.formats import FORMATS
 from iq.kernels import OPS, Axis, Dispatch, KernelSpec, Problem, choose, kernels, plan
 from iq.kernels import ops as definitions
 from iq.kernels.kernel import Kernel, all_sizes
-from iq.kernels.schedules import MOST_EXPERTS, MOST_VEC_COLUMNS, VEC_COLUMNS, VecSchedule, picks_to_group, vec_columns
+from iq.kernels.schedule import VecSchedule
+from iq.kernels.schedules import MOST_EXPERTS, MOST_VEC_COLUMNS, VEC_COLUMNS, picks_to_group, vec_columns
 from iq.targets import TARGETS
 
 targets = pytest.mark.parametrize("target", DISTINCT, ids=lambda t: t.id)

@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 import tiers  # noqa: E402
 
 from iq.formats import FORMATS, Format  # noqa: E402
+from iq.gpu_names import products_of  # noqa: E402
 from iq.kernels import OPS, Op  # noqa: E402
-from iq.products import products_of  # noqa: E402
 from iq.targets import TARGETS, Target  # noqa: E402
 
 PAGE = ROOT / "docs" / "formats.md"

@@ -23,9 +23,9 @@ from iq.cli.quantize import quantize_command
 from iq.cli.show import json_option, print_json, print_list, print_table, progress
 from iq.errors import BundleError, FormatError, IqError, KernelKeyError, NoArtifactError, ShapeError, TargetError
 from iq.extras import extra_of, install
+from iq.gpu_names import products_of
 from iq.kernels import KernelSpec, Problem
 from iq.kernels import kernels as all_kernels
-from iq.products import products_of
 from iq.targets import TARGETS, Target, parse_targets
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from iq.errors import FormatError, KernelKeyError, ShapeError
 from iq.formats import Format
 from iq.kernels.ops import OPS
-from iq.kernels.schedules import MOST_EXPERTS, MOST_VEC_COLUMNS, Schedule, VecSchedule, picks_to_group, vec_columns
+from iq.kernels.schedule import Schedule, VecSchedule
+from iq.kernels.schedules import MOST_EXPERTS, MOST_VEC_COLUMNS, picks_to_group, vec_columns
 from iq.kernels.spec import KernelSpec
 from iq.targets import Target
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from iq.formats import Format
-from iq.kernels.schedules import Schedule
+from iq.kernels.schedule import Schedule
 from iq.targets import Target
 
 # Bytes of an element.

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from iq.errors import KernelKeyError
 from iq.formats import FORMATS, Format
 from iq.kernels.kernel import Kernel, Tensor
-from iq.kernels.schedules import MOST_VEC_COLUMNS, Schedule
+from iq.kernels.schedule import Schedule
+from iq.kernels.schedules import MOST_VEC_COLUMNS
 from iq.kernels.spec import KernelSpec
 from iq.targets import Target
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from iq.formats import Format
-from iq.kernels.schedules import Schedule
+from iq.kernels.schedule import Schedule
 from iq.targets import Target
 
 
