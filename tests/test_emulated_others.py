@@ -15,6 +15,7 @@ from iq.compile.build import Module, compile_module
 from iq.compile.compiler import Compilations, Compiler
 from iq.emulator.device import PROCESSORS, EmulatedGpu
 from iq.emulator.machine import Options
+from iq.formats import FORMATS
 from iq.inspect import Objdump, waits
 from iq.kernels import KernelSpec
 from iq.targets import TARGETS
@@ -78,13 +79,16 @@ def test_each_kind_of_processor_is_among_those_that_run():
 
 
 def test_something_of_everything():
-    """Each kernel function is among what runs on each processor, and each decode shape on one of any three that follow one another."""
-    shapes = []
-    for target in TARGET_OF.values():
-        chosen, everything = something_of_everything(target), kernels.kernels(target)
+    """Each unit is among what runs on each processor, each kernel function and each decode shape on one of any three that follow."""
+    shapes, functions = [], []
+    for id in OTHERS:
+        chosen, everything = something_of_everything(TARGETS[id]), kernels.kernels(TARGETS[id])
+        plans = [kernels.plan(spec, TARGETS[id]) for spec in chosen]
+        assert {"dot", "matrix", "vector"} <= {dispatches[-1].kernel.unit for dispatches in plans}, id
         shapes.append({spec.format for spec in chosen})
-        functions, wanted = ({d.kernel.name for spec in specs for d in kernels.plan(spec, target)} for specs in (chosen, everything))
-        assert functions == wanted, target.id
-        assert len(chosen) < len(everything) / 5
-    for three in zip(shapes[1:], shapes[2:], shapes[3:], strict=False):
-        assert set.union(*three) == set(REPRESENTATIVES) & {spec.format for spec in kernels.kernels()}
+        functions.append({d.kernel.name for dispatches in plans for d in dispatches})
+        assert len(chosen) < len(everything) / 20
+    every_function = {d.kernel.name for spec in kernels.kernels(TARGETS["gfx1100"]) for d in kernels.plan(spec, TARGETS["gfx1100"])}
+    for n in range(len(OTHERS) - 2):
+        assert set.union(*shapes[n : n + 3]) >= {name for name in REPRESENTATIVES if FORMATS[name].kind == "weights"}
+        assert set.union(*functions[n : n + 3]) >= every_function

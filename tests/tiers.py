@@ -70,20 +70,29 @@ MODULES += [
 
 
 def something_of_everything(target: Target) -> list[KernelSpec]:
-    """Kernels with every kernel function and every third decode shape among them; which ones, the target's name decides.
+    """Kernels with every arithmetic unit, every third kernel function and every third decode shape among them; the target's name decides.
 
-    Three of OTHERS that follow one another have all decode shapes of quantized weights.
+    Three of OTHERS that follow one another have all functions, and all decode shapes of quantized weights. Other targets have all of both.
     """
-    left_out = [name for n, name in enumerate(_QUANTIZED) if target.id in OTHERS and (n - OTHERS.index(target.id)) % 3]
-    candidates = [spec for spec in kernels.kernels(target) if spec.format in REPRESENTATIVES and spec.format not in left_out]
+    everything = [spec for spec in kernels.kernels(target) if spec.format in REPRESENTATIVES]
+    functions = sorted({dispatch.kernel.name for spec in everything for dispatch in plan(spec, target)})
+    wanted: set[Hashable] = {
+        (kind, name) for kind, names in (("format", _QUANTIZED), ("kernel", functions)) for name in _third(names, target)
+    }
     chosen, seen = [], set[Hashable]()
-    for n in np.random.default_rng(list(target.id.encode())).permutation(len(candidates)):
-        spec = candidates[n]
-        brings = {("format", spec.format), *(("kernel", dispatch.kernel.name) for dispatch in plan(spec, target))}
-        if not brings <= seen:
+    for n in np.random.default_rng(list(target.id.encode())).permutation(len(everything)):
+        spec = everything[n]
+        dispatches = plan(spec, target)
+        brings = {("format", spec.format), ("unit", dispatches[-1].kernel.unit), *(("kernel", d.kernel.name) for d in dispatches)}
+        if not brings & wanted <= seen:
             chosen.append(spec)
             seen |= brings
     return chosen
+
+
+def _third(names: list[str], target: Target) -> list[str]:
+    """Every third of the names, another third for each of OTHERS; all of them for other targets."""
+    return [name for n, name in enumerate(names) if target.id not in OTHERS or (n - OTHERS.index(target.id)) % 3 == 0]
 
 
 def generation(processor: str) -> str:
