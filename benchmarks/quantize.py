@@ -2,9 +2,9 @@
 
     python benchmarks/quantize.py [--format q4_k,iq2_xs] [--imatrix] [--shape 4096x4096] [--rounds 5]
 
-The time is that of whole calls, the check for NaN included; the two take turns, and rows have the medians. What they make is compared first.
-ggml's functions know no threads: rows are shared out among them. Formats without kernels take 1/64 of the rows. Without --imatrix importances
-are used where a format cannot be made without them.
+The time is that of whole calls, the check for NaN included; the two take turns, and rows have the medians. What they make is compared
+first. ggml's functions know no threads: rows are shared out among them. Formats without kernels take 1/64 of the rows, which numpy leaves
+to one thread. Without --imatrix importances are used where a format cannot be made without them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ from functools import partial
 
 import libgguf
 import numpy as np
-from numpy.typing import NDArray
 
 import iq
 from iq.formats import FORMATS, Format
-
-Floats, Bytes = NDArray[np.float32], NDArray[np.uint8]
+from iq.formats.packing import Bytes, Floats
 
 
 def ours(x: Floats, fmt: type[Format], imatrix: Floats | None, threads: int) -> Bytes:
-    return iq.QTensor.quantize(x, fmt, iq.Device("cpu", threads=threads), imatrix=imatrix).to_bytes()
+    return iq.QTensor.quantize(x, fmt.name, iq.Device("cpu", threads=threads), imatrix=imatrix).to_bytes()
 
 
 def ggmls(x: Floats, fmt: type[Format], imatrix: Floats | None, threads: int) -> Bytes:
