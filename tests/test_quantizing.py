@@ -79,7 +79,7 @@ def test_shapes(device):
         (normal(2, 4), "f16", None, ShapeError, "multiples of 8"),
         (normal(2, 64).astype(np.float64), "q8_0", None, DtypeError, "f64"),
         (normal(2, 64), "q4_0", normal(32), ShapeError, r"f32 of shape \(32,\)"),
-        (normal(2, 256), "tq1_0", None, FormatError, "no kernel quantizes to tq1_0"),
+        (normal(2, 256), "iq1_s", None, FormatError, "no kernel quantizes to iq1_s"),
         (normal(2, 64), "q8_1", None, FormatError, "activations"),
     ],
 )

@@ -21,6 +21,7 @@ class TQ1_0(Format):
     zero = 1
     sub_block, interleave = 16, 256
     f16_fields = (52,)
+    quantizer = "tq1_0"
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
@@ -52,6 +53,7 @@ class TQ2_0(Format):
     zero = 1
     sub_block, interleave = 16, 128
     f16_fields = (64,)
+    quantizer = "tq2_0"
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
@@ -72,6 +74,7 @@ class Q1_0(Format):
     zero = 1
     sub_block, interleave = 32, 8
     f16_fields = (0,)
+    quantizer = "q1_0"
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
@@ -93,6 +96,7 @@ class Q2_0(Format):
     zero = 1
     sub_block, interleave = 32, 4
     f16_fields = (0,)
+    quantizer = "q2_0"
 
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
