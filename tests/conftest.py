@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiers import REPRESENTATIVES
 
 import iq
 from iq import runtime
-from iq.bundle import Module
+from iq.bundle import Module, best_match
 from iq.extras import missing
+from iq.formats import FORMATS
 from iq.kernels import KernelSpec
 from iq.runtime.host import cpu_flags
 from iq.targets import TARGETS, Accepted, DeviceId, Target, match
@@ -25,8 +27,30 @@ from iq.targets import TARGETS, Accepted, DeviceId, Target, match
 SPEC = os.environ.get("IQ_TEST_DEVICE", "cpu")
 BUNDLE = os.environ.get("IQ_BUNDLE_PATH")
 
-# Each runs different code, so kernels are tested on every one that this machine can run.
+# Each runs different code, so kernels are tested on every one that this machine can run: all formats on the best, representatives of each
+# way to decode weights on the others.
 CPU_TARGETS = [t for t in TARGETS.values() if isinstance(match(DeviceId(t.id), DeviceId("cpu"), cpu_flags()), Accepted)]
+
+
+def cpu_formats(target: Target) -> list[str]:
+    """The formats that run on a CPU target."""
+    best = best_match(TARGETS, DeviceId("cpu"), cpu_flags())
+    return [name for name in FORMATS if target.id == best or name in REPRESENTATIVES or FORMATS[name].kind != "weights"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tests of formats on CPU targets where those do not run."""
+
+    def runs(item: pytest.Item) -> bool:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        target, fmt = params.get("device"), params.get("fmt")
+        if not isinstance(target, Target) or fmt is None:
+            return True
+        return (fmt if isinstance(fmt, str) else fmt.name) in cpu_formats(target)
+
+    left_out = [item for item in items if not runs(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if runs(item)]
 
 
 class OnDemandFor:

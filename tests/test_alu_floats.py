@@ -215,7 +215,7 @@ APPROXIMATED: dict[str, Callable[[float], float]] = {
     "rcp": lambda x: math.copysign(math.inf, x) if x == 0 else 1 / x,
     "sqrt": lambda x: math.sqrt(x) if x >= 0 else math.nan,
     "rsq": lambda x: (1 / math.sqrt(x) if x > 0 else math.copysign(math.inf, x)) if x >= 0 else math.nan,
-    "exp": lambda x: 2.0**x if x < 1100 else math.inf,
+    "exp": lambda x: 2.0**x if x < 1024 else math.inf,
     "log": lambda x: (math.log2(x) if x > 0 else -math.inf) if x >= 0 else math.nan,
 }
 

@@ -14,6 +14,7 @@ from iq.inspect import Dispatch, inspect
 from iq.inspect.disassembly import Objdump
 from iq.kernels import Dispatch as Declared
 from iq.kernels import KernelSpec, kernels, plan
+from iq.kernels.quantize_schedules import QuantizeSchedule
 from iq.kernels.schedule import ElementSchedule, MatrixSchedule, Q8Schedule, VecSchedule
 from iq.targets import TARGETS, Target
 
@@ -105,12 +106,12 @@ def test_processors_that_differ_in_their_number(environment, id):
     assert sum(mix(d).get("dot", 0) for d in report.dispatches) >= 8
 
 
-@pytest.mark.parametrize("fmt", [f for f in FORMATS.values() if f.kind == "weights"], ids=lambda f: f.name)
+@pytest.mark.parametrize("fmt", [FORMATS["q4_0"], FORMATS["iq2_s"]], ids=lambda f: f.name)
 def test_cuda_kernels_have_their_own_shared_memory(environment, fmt):
     """IREE gives all kernels of an executable the sum of what they use; it costs matvecs a tenth to a third of their speed."""
     dispatches = compiled(TARGETS["sm_90"], fmt)
     for declared, found in dispatches:
         one_wave_a_row = isinstance(declared.schedule, VecSchedule) and declared.schedule.split_k == 1
-        alone = one_wave_a_row or isinstance(declared.schedule, (ElementSchedule, Q8Schedule))
+        alone = one_wave_a_row or isinstance(declared.schedule, (ElementSchedule, Q8Schedule, QuantizeSchedule))
         assert bool(found.facts["lds"]) != alone, found.name
     assert len({found.facts["lds"] for _, found in dispatches}) >= 4

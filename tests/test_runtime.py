@@ -280,7 +280,8 @@ def test_a_buffer_that_is_too_short(dev, spec):
     if not spec.exists(dev.target):
         pytest.skip(f"{dev.target.id} has no such kernel")
     op, m = spec.definition, spec.columns or 9
-    sizes = {name: {"m": m, "n": 5, "blocks": 2, "rows": 3, "k": 70, "q8_blocks": 16}[name] for name in op.sizes}
+    some = {"m": m, "n": 5, "blocks": 2, "rows": 3, "k": 70, "q8_blocks": 16, "width": 64, "share": 2, "picks": 2 * m, "experts": 3}
+    sizes = {name: some[name] for name in op.sizes}
     tensors = [*op.inputs, *op.outputs]
     dtypes = ["u8" if t.name == "w" else t.dtype or spec.dtype for t in tensors]
     whole = [dev.zeros(spec.nbytes(t, sizes), "u8").view(dtype) for t, dtype in zip(tensors, dtypes, strict=True)]

@@ -31,7 +31,8 @@ def formats_of(target: str) -> list[str]:
     """The formats whose kernels all run on a target."""
     if target not in EMULATED:
         return []
-    return [name for n, name in enumerate(FORMATS) if NAMED or GENERATIONS[n % len(GENERATIONS)] == target]
+    with_kernels = [name for name in FORMATS if kernels.select(name)]
+    return [name for n, name in enumerate(with_kernels) if NAMED or GENERATIONS[n % len(GENERATIONS)] == target]
 
 
 # A target and a format each, whose kernels all run.

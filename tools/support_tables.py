@@ -120,7 +120,11 @@ def _units(target: Target) -> tuple[str, str]:
 def _tested(same: Sequence[Target]) -> str:
     """How much of the group's first that is run at all is run."""
     if same[0].family == "cpu":
-        return "all, where the CPU has the instructions" if same[0].isa.name == "x86_64" else "some of every kind, where QEMU is installed"
+        return (
+            "all on the best that the CPU runs, some of every kind on others"
+            if same[0].isa.name == "x86_64"
+            else "some of every kind, where QEMU is installed"
+        )
     if same[0].family == "cuda":
         return "none (no GPU in CI); compiled"
     full = [t.id for t in same if t.id in tiers.EMULATED]
