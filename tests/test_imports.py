@@ -10,7 +10,7 @@ ROOT = Path(iq.__file__).parent
 
 # From the bottom up. A room may import rooms that stand before it; those of one line do not know each other.
 ROOMS = (
-    ("errors", "extras", "atomic", "products"),
+    ("errors", "extras", "atomic", "gpu_names"),
     ("formats", "targets", "cache"),
     ("kernels",),
     ("bundle",),
