@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -24,8 +24,8 @@ from iq.formats import FORMATS, Format
 from iq.formats.packing import Bytes, Floats
 
 
-def ours(x: Floats, fmt: type[Format], imatrix: Floats | None, threads: int) -> Bytes:
-    return iq.QTensor.quantize(x, fmt.name, iq.Device("cpu", threads=threads), imatrix=imatrix).to_bytes()
+def ours(x: Floats, fmt: type[Format], imatrix: Floats | None, device: iq.Device) -> Bytes:
+    return iq.QTensor.quantize(x, fmt.name, device, imatrix=imatrix).to_bytes()
 
 
 def ggmls(x: Floats, fmt: type[Format], imatrix: Floats | None, threads: int) -> Bytes:
@@ -36,7 +36,7 @@ def ggmls(x: Floats, fmt: type[Format], imatrix: Floats | None, threads: int) ->
         return np.concatenate(list(pool.map(of, np.array_split(x, threads)))) if threads > 1 else of(x)
 
 
-def milliseconds(calls: list[Callable[[], Bytes]], rounds: int) -> list[float]:
+def milliseconds(calls: Sequence[Callable[[], Bytes]], rounds: int) -> list[float]:
     """Of each call, the median. Raises AssertionError where they make different bytes."""
     first, *others = [call() for call in calls]
     for other in others:
@@ -61,14 +61,16 @@ def main() -> None:
     options = parser.parse_args()
 
     n, k = map(int, options.shape.split("x"))
+    devices = {threads: iq.Device("cpu", threads=threads) for threads in map(int, options.threads.split(","))}
     rng = np.random.default_rng(0)
     weights, importances = rng.standard_normal((n, k), dtype=np.float32), np.square(rng.standard_normal(k, dtype=np.float32))
     print("format    threads  iq ms  ggml ms  ggml / iq", flush=True)
     for fmt in (FORMATS[name] for name in options.format.split(",")):
         x = weights if fmt.quantizer else weights[: max(1, n // 64)]
         imatrix = importances if options.imatrix or fmt.imatrix == "required" else None
-        for threads in map(int, options.threads.split(",")) if fmt.quantizer else (1,):
-            mine, theirs = milliseconds([partial(how, x, fmt, imatrix, threads) for how in (ours, ggmls)], options.rounds)
+        for threads, device in list(devices.items())[: None if fmt.quantizer else 1]:
+            calls = [partial(ours, x, fmt, imatrix, device), partial(ggmls, x, fmt, imatrix, threads)]
+            mine, theirs = milliseconds(calls, options.rounds)
             print(f"{fmt.name:8} {threads if fmt.quantizer else 'numpy':>8} {mine:6.0f} {theirs:8.0f} {theirs / mine:10.2f}", flush=True)
 
 
