@@ -3,17 +3,17 @@
     python benchmarks/quantize.py [--format q4_k,iq2_xs] [--imatrix] [--shape 4096x4096] [--rounds 5]
 
 The time is that of whole calls, the check for NaN included; the two take turns, and rows have the medians. What they make is compared
-first. ggml's functions know no threads: rows are shared out among them. Formats without kernels take 1/64 of the rows, which numpy leaves
-to one thread. Without --imatrix importances are used where a format cannot be made without them.
+first. Formats without kernels take 1/64 of the rows, which numpy leaves to one thread. Without --imatrix importances are used where a
+format cannot be made without them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import libgguf
@@ -29,11 +29,8 @@ def ours(x: Floats, fmt: type[Format], imatrix: Floats | None, device: iq.Device
 
 
 def ggmls(x: Floats, fmt: type[Format], imatrix: Floats | None, threads: int) -> Bytes:
-    def of(part: Floats) -> Bytes:
-        return np.asarray(libgguf.quantize_rows(part, fmt.type, imatrix=imatrix)).view(np.uint8)
-
-    with ThreadPoolExecutor(threads) as pool:
-        return np.concatenate(list(pool.map(of, np.array_split(x, threads)))) if threads > 1 else of(x)
+    os.environ["LIBGGUF_NUM_THREADS"] = str(threads)  # read anew by each call
+    return np.asarray(libgguf.quantize_rows(x, fmt.type, imatrix=imatrix)).view(np.uint8)
 
 
 def milliseconds(calls: Sequence[Callable[[], Bytes]], rounds: int) -> list[float]:
