@@ -23,8 +23,15 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 
 def missing(extra: str) -> str:
     """What of an extra is not installed, and how to install it, as a clause; "" where all of it is there."""
-    absent = [name for name in EXTRAS[extra] if find_spec(name) is None]
+    absent = [name for name in EXTRAS[extra] if not _is_there(name)]
     return f"{' and '.join(absent)} cannot be imported ({install(extra)})" if absent else ""
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # not even the package of a module
+        return False
 
 
 def install(extra: str) -> str:

@@ -91,3 +91,9 @@ def test_no_other_distribution_is_recommended() -> None:
     ]
     for path in [*texts, ROOT / "README.md"]:
         assert not re.search(r"pip install [^\n]*\biq\b(?!-kernels)", path.read_text().replace("iq.", "")), path
+
+
+def test_a_module_of_a_package_that_is_missing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing of IREE is installed, iree.compiler has no package to be looked for in."""
+    monkeypatch.setitem(EXTRAS, "compile", ("nothing_of_that_name.compiler",))
+    assert missing("compile").startswith("nothing_of_that_name.compiler cannot be imported")
