@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from iq import formats
 from iq.device import device_named
-from iq.errors import FormatError, LayoutError, NoArtifactError, NoCompilerError, NoKernelError, RowIndexError, ShapeError
+from iq.errors import DeviceError, FormatError, LayoutError, NoArtifactError, NoCompilerError, NoKernelError, RowIndexError, ShapeError
 from iq.formats import Format, Named, format_of
 from iq.formats.arrays import checked
 from iq.kernels import KernelSpec, kernels
@@ -35,7 +35,8 @@ def quantize(array: ArrayLike, fmt: str | Named, imatrix: ArrayLike | None = Non
 
 def quantize_part(array: ArrayLike, fmt: type[Format], imatrix: ArrayLike | None, total: int) -> Bytes:
     """`quantize` of one of several arrays, which are of so many weights in all: a model's tensors."""
-    if total < KERNEL_WEIGHTS or not _has_kernels(cpu := device_named("cpu"), fmt):
+    cpu = _cpu() if total >= KERNEL_WEIGHTS else None
+    if cpu is None or not _has_kernels(cpu, fmt):
         return formats.quantize(array, fmt, imatrix)
     return _from_host(array, fmt, cpu, imatrix).numpy()
 
@@ -110,6 +111,14 @@ def set_rows(packed: Buffer, fmt: type[Format], n: int, k: int, ids: Any, x: Any
 def _from_host(array: ArrayLike, fmt: type[Format], device: Device, imatrix: ArrayLike | None) -> Buffer:
     form, weights, importance = checked(array, fmt, imatrix)
     return quantize_there(device.put(weights, copy=None), form, importance, None)
+
+
+def _cpu() -> Device | None:
+    """The CPU's device; None where IREE's runtime, through which it runs its kernels, is not installed."""
+    try:
+        return device_named("cpu")
+    except DeviceError:
+        return None
 
 
 def _has_kernels(device: Device, fmt: type[Format]) -> bool:
