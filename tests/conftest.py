@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiers import REPRESENTATIVES
 
 import iq
 from iq import runtime
@@ -27,15 +26,18 @@ from iq.targets import TARGETS, Accepted, DeviceId, Target, match
 SPEC = os.environ.get("IQ_TEST_DEVICE", "cpu")
 BUNDLE = os.environ.get("IQ_BUNDLE_PATH")
 
-# Each runs different code, so kernels are tested on every one that this machine can run: all formats on the best, representatives of each
-# way to decode weights on the others.
+# Each runs different code, so kernels are tested on every one that this machine can run: all formats on the best, and on the others one for
+# each way to multiply quants, which is what differs.
 CPU_TARGETS = [t for t in TARGETS.values() if isinstance(match(DeviceId(t.id), DeviceId("cpu"), cpu_flags()), Accepted)]
 
 
 def cpu_formats(target: Target) -> list[str]:
     """The formats that run on a CPU target."""
-    best = best_match(TARGETS, DeviceId("cpu"), cpu_flags())
-    return [name for name in FORMATS if target.id == best or name in REPRESENTATIVES or FORMATS[name].kind != "weights"]
+    if target.id == best_match(TARGETS, DeviceId("cpu"), cpu_flags()):
+        return list(FORMATS)
+    quantized = [fmt for fmt in FORMATS.values() if fmt.kind == "weights"]
+    products = {(fmt.signed, fmt.sub_block, fmt.mins): fmt.name for fmt in reversed(quantized)}
+    return [name for name in FORMATS if name in products.values() or FORMATS[name].kind != "weights"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,7 +2,7 @@
 
 Each format's kernels run on the processor of one generation, the formats taking them in turn. What can differ between processors is the
 instructions and the state that a kernel starts with, not what a format's weights are: on each processor of a kind of its own a few kernels
-run that have ways to decode weights and every kernel function among them, others on each. Processors that differ from one of these in their
+run, others on each. Processors that differ from one of these in their
 number only are compiled for and looked at, with one kernel. `make emulate-all` runs every kernel of every format. IQ_EMULATED_TARGETS names
 targets to run every kernel on instead ("all": every ROCm target).
 """
@@ -71,20 +71,19 @@ MODULES += [
 
 
 def something_of_everything(target: Target) -> list[KernelSpec]:
-    """Kernels with every arithmetic unit, every third kernel function and every third decode shape among them; the target's name decides.
+    """Kernels with every arithmetic unit, a table, a codebook, and every third kernel function among them; the target's name decides.
 
-    Three of OTHERS that follow one another have all functions, and all decode shapes of quantized weights. Other targets have all of both.
+    Three of OTHERS that follow one another have all functions; other targets have all of them.
     """
     everything = [spec for spec in kernels.kernels(target) if spec.format in REPRESENTATIVES]
     functions = sorted({dispatch.kernel.name for spec in everything for dispatch in plan(spec, target)})
-    wanted: set[Hashable] = {
-        (kind, name) for kind, names in (("format", _QUANTIZED), ("kernel", functions)) for name in _third(names, target)
-    }
+    wanted: set[Hashable] = {"dot", "matrix", "vector", "table", "codebook", *_third(functions, target)}
     chosen, seen = [], set[Hashable]()
     for n in np.random.default_rng(list(target.id.encode())).permutation(len(everything)):
         spec = everything[n]
-        dispatches = plan(spec, target)
-        brings = {("format", spec.format), ("unit", dispatches[-1].kernel.unit), *(("kernel", d.kernel.name) for d in dispatches)}
+        dispatches, fmt = plan(spec, target), FORMATS[spec.format]
+        brings = {dispatches[-1].kernel.unit, *(d.kernel.name for d in dispatches)}
+        brings |= {name for name, has in (("table", fmt.tables()), ("codebook", fmt.codebook)) if has}
         if not brings & wanted <= seen:
             chosen.append(spec)
             seen |= brings
