@@ -57,7 +57,7 @@ fix: $(VENV)/ready ## format, and mend what lint can mend by itself
 	$(BIN)/ruff check --fix .
 
 test-deploy: tools ## the tests that a deployment host can run, where iq is installed without extras; a GPU's kernels without IREE
-	$(BIN)/iq compile --target cpu --out $(DEPLOY)/artifacts
+	$(BIN)/iq compile --target $$($(BIN)/python -c 'import iq; print(iq.Device("cpu").target.id)') --out $(DEPLOY)/artifacts
 	$(PYTHON) -m venv --clear $(DEPLOY)/venv
 	$(DEPLOY)/venv/bin/pip install --quiet --disable-pip-version-check . pytest hypothesis
 	IQ_BUNDLE_PATH=$(DEPLOY)/artifacts $(DEPLOY)/venv/bin/pytest -m 'not needs_extras' $(DEPLOY_TESTS)
