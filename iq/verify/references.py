@@ -33,11 +33,15 @@ def random_bytes(fmt: type[Format], rows: int, k: int, rng: np.random.Generator)
 
 
 def random_weights(fmt: type[Format], rows: int, k: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Random quants with scales around 0.01, either sign: uint8 [rows, row_bytes]. Plain formats: normal numbers."""
+    """Random quants with scales around 0.01, either sign, and at least 2^-10: uint8 [rows, row_bytes]. Plain formats: normal numbers.
+
+    Smaller ones would make weights below 2^-14 in some formats, which the matrix unit of gfx90a takes for 0, as README's limits say.
+    """
     if fmt.kind != "weights":
         return quantize(rng.standard_normal((rows, k), dtype=np.float32), fmt.name)
     blocks = rng.integers(0, 256, (rows, k // fmt.block_size, fmt.type_size), dtype=np.uint8)
-    scales = (rng.standard_normal((2, rows * blocks.shape[1])) * 0.01).astype(np.float32)
+    drawn = rng.standard_normal((2, rows * blocks.shape[1])) * 0.01
+    scales = np.copysign(np.maximum(np.abs(drawn), 2.0**-10), drawn).astype(np.float32)
     fmt.set_scales(blocks.reshape(-1, fmt.type_size), *scales)
     return blocks.reshape(rows, -1)
 
