@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from iq.formats.base import Format
 from iq.formats.packing import FOUR, LOW, Bytes, Floats, columns, f16_bytes, f16_values, pack_nibbles, unpack_nibbles
-from iq.formats.scale_search import GROUP_MAX_EPS, nearest_int, sum_in_order
+from iq.formats.scale_search import GROUP_MAX_EPS, largest, largest_scales, nearest_int, sum_in_order, times_inverse
 
 # ggml's kvalues_iq4nl.
 _NON_LINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -30,7 +30,7 @@ def best_index_int8(x: Floats) -> Bytes:
 
 def _search_scales(x: Floats, weights: Floats) -> Floats:
     """The search of quantize_row_iq4_nl_impl (with its ntry of 7): f32[members, groups] each -> scales f32[groups], x ~ scale * value."""
-    top = np.take_along_axis(x, np.abs(x).argmax(axis=0, keepdims=True), axis=0)[0]
+    top = largest(x, axis=0)[0]
     first = np.float32(_NON_LINEAR[0])
 
     def sums(inverse: Floats) -> tuple[Floats, Floats]:
@@ -62,11 +62,6 @@ def _search_weights(blocks: Floats, weights: Floats | None) -> Floats:
     return importances
 
 
-def _inverse(scales: Floats) -> Floats:
-    """1 / scale, or 0 where the scale is 0."""
-    return np.where(scales != 0, np.float32(1) / scales, np.float32(0))
-
-
 class IQ4_NL(Format):
     """f16 d, 16 bytes of two nibbles each, as in q4_0: d * codebook[nibble]."""
 
@@ -84,7 +79,7 @@ class IQ4_NL(Format):
         """quantize_iq4_nl."""
         x = columns(blocks, 32)
         scales = _search_scales(x, _search_weights(blocks, weights))
-        nibbles = best_index_int8(_inverse(scales) * x)
+        nibbles = best_index_int8(times_inverse(x, scales))
         return np.hstack([f16_bytes(scales), pack_nibbles(nibbles.T, 16)])
 
     @classmethod
@@ -94,7 +89,7 @@ class IQ4_NL(Format):
         The nibbles of a block of zeros, which ggml leaves as they come, are those nearest to 0.
         """
         x = columns(blocks, 32)
-        top = np.take_along_axis(x, np.abs(x).argmax(axis=0, keepdims=True), axis=0)[0]
+        top = largest(x, axis=0)[0]
         zeros = np.abs(top) < GROUP_MAX_EPS
         nibbles = best_index_int8(np.where(zeros, np.float32(0), np.float32(1) / (top / _NON_LINEAR_VALUES[0])) * x)
         values = _NON_LINEAR_VALUES[nibbles]
@@ -128,12 +123,11 @@ class IQ4_XS(Format):
         """quantize_iq4_xs."""
         x = columns(blocks, 32)
         scales = _search_scales(x, _search_weights(blocks, weights)).reshape(-1, 8)
-        size = np.fmax(np.abs(scales), np.float32(0))  # a scale that overflowed to NaN loses every comparison in C
-        top = np.take_along_axis(scales, size.argmax(axis=1, keepdims=True), axis=1)
-        top[size.max(axis=1) == 0] = 0
+        top, size = largest_scales(scales)
+        top[size == 0] = 0
         d = -top / np.float32(32)
-        scales6 = np.clip(nearest_int(_inverse(d) * scales), -32, 31)
-        nibbles = best_index_int8(_inverse(d * scales6.astype(np.float32)).ravel() * x)
+        scales6 = np.clip(nearest_int(times_inverse(scales, d)), -32, 31)
+        nibbles = best_index_int8(times_inverse(x, (d * scales6.astype(np.float32)).ravel()))
         stored = (scales6 + 32).astype(np.uint8)
         upper = np.bitwise_or.reduce((stored >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16), axis=1)
         packed_nibbles = pack_nibbles(nibbles.T.reshape(-1, 256), 16)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from iq.errors import FormatError
 from iq.formats.grids import Grid
 from iq.formats.packing import Bytes, Floats, columns
-from iq.formats.scale_search import Ints, make_qp_quants, nearest_int, sum_in_order
+from iq.formats.scale_search import Ints, importances, make_qp_quants, nearest_int, scaled_variance, sum_in_order
 
 Numbers = NDArray[np.intp]
 Flags = NDArray[np.bool_]
@@ -105,23 +105,6 @@ def require(possible: Flags) -> None:
             f"{np.count_nonzero(~possible)} groups of weights cannot be quantized: squares of weights times importances are beyond float32 "
             "(ggml aborts on them); scale the weights or the imatrix, or leave large weights in another format"
         )
-
-
-def importances(x: Floats, given: Floats | None, variance: Floats, floor: float = 0) -> Floats:
-    """How much each weight matters: given * sqrt(variance + x * x), or, where none are given, floor * variance + x * x.
-
-    x, given: f32[members, groups]; variance: f32[blocks], of scaled_variance. Returns f32[members, groups].
-    """
-    squares = x * x
-    spread = np.repeat(variance, x.shape[1] // len(variance))
-    if given is not None:
-        return given * np.sqrt(spread + squares)
-    return squares if floor == 0 else np.float32(floor) * spread + squares
-
-
-def scaled_variance(blocks: Floats, factor: int) -> Floats:
-    """factor * the mean square of each block: f32[n, 256] -> f32[n]."""
-    return np.float32(factor) * sum_in_order(columns(blocks * blocks, 256)) / np.float32(256)
 
 
 def round_scales(scales: Floats, divisor: int, top: int) -> tuple[Floats, Bytes]:

@@ -24,11 +24,15 @@ from iq.formats.packing import (
 )
 from iq.formats.scale_search import (
     GROUP_MAX_EPS,
+    importances,
+    largest,
+    largest_scales,
     make_q3_quants,
     make_qkx2_quants,
     make_qp_quants,
     make_qx_quants,
     nearest_int,
+    scaled_variance,
     sum_in_order,
 )
 
@@ -50,7 +54,7 @@ class QuantizedMins(Format):
     top: ClassVar[int]
     top_scale: ClassVar[int]
     search: ClassVar[tuple[float, float, int, bool]]
-    spread: ClassVar[float]
+    spread: ClassVar[int]
 
     @classmethod
     def pack(cls, d: Floats, dmin: Floats, scales: Bytes, mins: Bytes, quants: Bytes) -> Bytes:
@@ -90,8 +94,7 @@ class QuantizedMins(Format):
             d, int_scales = cls.round_scales(scales.reshape(-1, n))
             dmin, int_mins = cls.round_scales(mins.reshape(-1, n))
         else:
-            sigma2 = np.float32(cls.spread) * sum_in_order(columns(blocks * blocks, 256)) / np.float32(256)
-            w = columns(weights, cls.sub_block) * np.sqrt(np.repeat(sigma2, n) + x * x)
+            w = importances(x, columns(weights, cls.sub_block), scaled_variance(blocks, cls.spread))
             scales, mins, quants = make_qkx2_quants(x, w, cls.top, -0.9, 0.05, 36)
             sum_w = columns(sum_in_order(w), n)
             d, int_scales = make_qp_quants(columns(scales, n), cls.top_scale, sum_w)
@@ -166,15 +169,13 @@ class Q3_K(Format):
         if weights is None:
             scales, quants = make_q3_quants(x, 4)
             scales = scales.reshape(-1, 16)
-            size = np.fmax(np.abs(scales), np.float32(0))  # a scale that overflowed to NaN loses every comparison in C
-            top = np.take_along_axis(scales, size.argmax(axis=1, keepdims=True), axis=1)
+            top, size = largest_scales(scales)
             inverse = np.float32(-32) / top
-            some = size.max(axis=1, keepdims=True) > 0
+            some = size > 0
             d = np.where(some, np.float32(1) / inverse, np.float32(0))
             scales6 = np.where(some, np.clip(nearest_int(inverse * scales).astype(np.int8), -32, 31) + 32, 0)
         else:
-            sigma2 = np.float32(2) * sum_in_order(columns(blocks * blocks, 256)) / np.float32(256)
-            w = columns(weights, 16) * np.sqrt(np.repeat(sigma2, 16) + x * x)
+            w = importances(x, columns(weights, 16), scaled_variance(blocks, 2))
             scales, quants = make_qx_quants(x, 4, w)
             d, found = make_qx_quants(columns(scales, 16), 32, columns(sum_in_order(w), 16))
             scales6 = found.T
@@ -310,8 +311,7 @@ class Q6_K(Format):
         x = columns(blocks, 16)
         scales, quants = make_qx_quants(x, 32, None if weights is None else columns(weights, 16))
         scales = scales.reshape(-1, 16)
-        size = np.fmax(np.abs(scales), np.float32(0))  # a scale that overflowed to NaN loses every comparison in C
-        top = np.take_along_axis(scales, size.argmax(axis=1, keepdims=True), axis=1)
+        top, size = largest_scales(scales)
         inverse = np.float32(-128) / top
         d = f16_bytes(np.float32(1) / inverse)
         scales8 = np.minimum(nearest_int(inverse * scales), 127).astype(np.int8)
@@ -321,7 +321,7 @@ class Q6_K(Format):
         quants = np.where(scale == 0, quants, np.clip(nearest_int(x / scale), -32, 31) + 32)
         stored = quants.astype(np.uint8).T.reshape(-1, 256)
         packed = np.hstack([pack_nibbles(stored & LOW, 64), pack_pairs(stored >> FOUR, 32), scales8.view(np.uint8), d])
-        packed[size.max(axis=1) < GROUP_MAX_EPS] = 0
+        packed[size[:, 0] < GROUP_MAX_EPS] = 0
         return packed
 
     @classmethod
@@ -345,12 +345,12 @@ class Q8_K(Format):
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
         """quantize_row_q8_K_ref; of a block of zeros ggml leaves the sums as they are, which are 0 here."""
-        largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
-        inverse = np.float32(-127) / largest
+        top = largest(blocks, axis=1)
+        inverse = np.float32(-127) / top
         quants = np.minimum(nearest_int(inverse * blocks), 127).astype(np.int8)
         sums = quants.reshape(-1, 16, 16).sum(axis=2, dtype=np.int16)
         packed = np.hstack([(np.float32(1) / inverse).view(np.uint8), quants.view(np.uint8), sums.view(np.uint8)])
-        packed[largest[:, 0] == 0] = 0
+        packed[top[:, 0] == 0] = 0
         return packed
 
     @classmethod

@@ -20,7 +20,7 @@ from iq.formats.packing import (
     unpack_bits,
     unpack_nibbles,
 )
-from iq.formats.scale_search import make_qkx2_quants, make_qx_quants, roundf, times_inverse
+from iq.formats.scale_search import largest, make_qkx2_quants, make_qx_quants, roundf, times_inverse
 
 
 class FourOrFiveBits(Format):
@@ -67,8 +67,9 @@ class Centred(FourOrFiveBits):
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
         """Without weights quantize_row_q<n>_0_ref, with weights quantize_row_q<n>_0_impl."""
         if weights is None:
-            largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
-            scale = (largest + np.float32(0)) / np.float32(-cls.zero)  # + 0 turns -0 into 0, from which ggml starts its search
+            scale = (largest(blocks, axis=1) + np.float32(0)) / np.float32(
+                -cls.zero
+            )  # + 0 turns -0 into 0, from which ggml starts its search
             shifted = times_inverse(blocks, scale) + np.float32(cls.zero + 0.5)
             quants = np.minimum(shifted.astype(np.uint8), np.uint8(2 * cls.zero - 1))
         else:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from iq.formats.packing import Floats
+from iq.formats.packing import Floats, columns
 
 Ints = NDArray[np.int32]
 
@@ -57,6 +57,37 @@ def times_inverse(values: Floats, scale: Floats) -> Floats:
     return values * np.where(scale != 0, np.float32(1) / scale, np.float32(0))
 
 
+def largest(values: Floats, axis: int) -> Floats:
+    """The values of the largest magnitude along an axis, with their signs; the first of several. The axis stays, with a length of 1."""
+    return np.take_along_axis(values, np.abs(values).argmax(axis=axis, keepdims=True), axis=axis)
+
+
+def largest_scales(scales: Floats) -> tuple[Floats, Floats]:
+    """Of f32[n, sub-blocks] the largest with their signs, and their magnitudes: f32[n, 1] each.
+
+    A scale that overflowed to NaN loses every comparison in C; where all did, the magnitude is 0.
+    """
+    sizes = np.fmax(np.abs(scales), np.float32(0))
+    return np.take_along_axis(scales, sizes.argmax(axis=1, keepdims=True), axis=1), sizes.max(axis=1, keepdims=True)
+
+
+def importances(x: Floats, given: Floats | None, variance: Floats, floor: float = 0) -> Floats:
+    """How much each weight matters: given * sqrt(variance + x * x), or, where none are given, floor * variance + x * x.
+
+    x, given: f32[members, groups]; variance: f32[blocks], of scaled_variance. Returns f32[members, groups].
+    """
+    squares = x * x
+    spread = np.repeat(variance, x.shape[1] // len(variance))
+    if given is not None:
+        return given * np.sqrt(spread + squares)
+    return squares if floor == 0 else np.float32(floor) * spread + squares
+
+
+def scaled_variance(blocks: Floats, factor: int) -> Floats:
+    """factor * the mean square of each block: f32[n, 256] -> f32[n]."""
+    return np.float32(factor) * sum_in_order(columns(blocks * blocks, 256)) / np.float32(256)
+
+
 def wrap(quants: Floats) -> Floats:
     """Whole numbers modulo 256, as C stores them in a uint8."""
     return quants.astype(np.int32).astype(np.uint8).astype(np.float32)
@@ -68,7 +99,7 @@ def make_qx_quants(x: Floats, nmax: int, weights: Floats | None) -> tuple[Floats
     x: f32[members, groups]; weights: importances of the same shape, or None for x * x.
     Returns the scale f32[groups] and the quants i32[members, groups]. A group of zeros has scale 0 and, as in ggml, quants 0, not nmax.
     """
-    top = np.take_along_axis(x, np.abs(x).argmax(axis=0, keepdims=True), axis=0)[0]
+    top = largest(x, axis=0)[0]
     zeros = np.abs(top) < GROUP_MAX_EPS
     w = x * x if weights is None else weights
     wx = w * x
@@ -110,7 +141,7 @@ def make_q3_quants(x: Floats, nmax: int) -> tuple[Floats, Ints]:
 
     x: f32[members, groups], its own importance as x * x. Returns the same as make_qx_quants.
     """
-    top = np.take_along_axis(x, np.abs(x).argmax(axis=0, keepdims=True), axis=0)[0]
+    top = largest(x, axis=0)[0]
     zeros = np.abs(top) < GROUP_MAX_EPS
     w = x * x
     wx = w * x

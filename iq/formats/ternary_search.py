@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iq.formats import grids
-from iq.formats.grid_search import FLT_MAX, Flags, Numbers, importances, neighbours, require, round_scales, scaled_variance
+from iq.formats.grid_search import FLT_MAX, Flags, Numbers, neighbours, require, round_scales
 from iq.formats.packing import Bytes, Floats, columns
-from iq.formats.scale_search import Ints, sum_in_order
+from iq.formats.scale_search import Ints, importances, scaled_variance, sum_in_order
 
 # What the quants stand for where an eighth is added, and where it is taken away.
 PLUS, MINUS = np.array([[-0.875, 0.125, 1.125], [-1.125, -0.125, 0.875]], np.float32)
