@@ -104,6 +104,13 @@ def device_named(name: str) -> Device:
     return found
 
 
+def given_device(device: runtime.Device | str | None) -> runtime.Device:
+    """The device that a caller gave, named, or left out. Raises DeviceError for anything else, with what may be meant."""
+    if device is None:
+        return default_device()
+    return device if isinstance(device, runtime.Device) else device_named(device)
+
+
 def _default_name() -> str:
     return os.environ.get("IQ_DEVICE") or "cpu"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from iq.device import default_device, device_named
+from iq.device import given_device
 from iq.errors import ShapeError
 from iq.kernels import KernelSpec
 from iq.operands import check_activations, put, widen
@@ -27,10 +27,7 @@ def hadamard(x: Any, width: int = 64, device: Device | str | None = None, stream
     """
     if width not in WIDTHS:
         raise ShapeError(f"hadamard: width {width!r}; there are {', '.join(map(str, WIDTHS))}")
-    if device is None:
-        on = x.device if isinstance(x, Buffer) else default_device()
-    else:
-        on = device if isinstance(device, Device) else device_named(device)
+    on = x.device if device is None and isinstance(x, Buffer) else given_device(device)
     given = put(x, on, "hadamard", stream)
     check_activations(given, "hadamard")
     if not given.shape or given.shape[-1] % width:
@@ -39,7 +36,6 @@ def hadamard(x: Any, width: int = 64, device: Device | str | None = None, stream
     if given.size:
         k = given.shape[-1]
         check_sizes("hadamard", K=k)
-        wide = given if given.element == "f32" else widen(given, stream)
         sizes = {"m": math.prod(given.shape[:-1]), "k": k, "width": width}
-        on.library.kernel(KernelSpec("hadamard", "f32", dtype="f32"))((wide,), sizes, (out,), stream)
+        on.library.kernel(KernelSpec("hadamard", "f32", dtype="f32"))((widen(given, stream),), sizes, (out,), stream)
     return out

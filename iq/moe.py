@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
 from iq.errors import ShapeError
-from iq.formats import Format, format_of
-from iq.kernels import KernelSpec, Problem, choose
+from iq.formats import Format
+from iq.kernels import KernelSpec, Problem, chosen
 from iq.operands import check_activations, ids_on_host, put, put_ids, refuse_out, widen
 from iq.runtime.buffer import Buffer
 from iq.runtime.dtypes import DTYPES as ELEMENTS
@@ -39,8 +38,7 @@ def moe(
         y.fill_zero(stream=stream)
     elif y.size:
         spec, sizes = kernel_for(format, device.target, experts, held.shape, picked.shape, via)
-        activations = held if held.element == "f32" else widen(held, stream)
-        device.library.kernel(spec)((packed, activations, put_ids(picked, device, stream)), sizes, (y,), stream)
+        device.library.kernel(spec)((packed, widen(held, stream), put_ids(picked, device, stream)), sizes, (y,), stream)
     return y
 
 
@@ -60,7 +58,7 @@ def kernel_for(
     """The kernel for activations and ids of shapes that fit and of which none is empty, and its sizes. Raises FormatError for a `via`."""
     number, n, k = experts
     picks, m = math.prod(ids), math.prod(x[:-1])
-    spec = _chosen(format.name, target, Problem(picks, n, k, number), via)
+    spec = chosen("mul_mat_id", format.name, target, Problem(picks, n, k, number), via)
     return spec, {
         "m": m,
         "share": picks // m,
@@ -69,8 +67,3 @@ def kernel_for(
         "n": n,
         "blocks": k // format.kernel_block_weights(),
     }
-
-
-@lru_cache(4096)  # the weights of a model's layers have the same shapes
-def _chosen(format: str, target: Target, problem: Problem, via: str | None) -> KernelSpec:
-    return choose("mul_mat_id", format_of(format), target, problem, via).spec

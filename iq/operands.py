@@ -36,7 +36,9 @@ def check_activations(x: Buffer, op: str) -> None:
 
 
 def widen(x: Buffer, stream: Any) -> Buffer:
-    """f16 or bf16 activations as f32, flat or not: exact."""
+    """Activations as f32: those that are, else f16 or bf16 made so, exactly, flat or not."""
+    if x.element == "f32":
+        return x
     wide = x.device.alloc(x.shape, "f32", stream=stream)
     # Rows are whole blocks of weights, so the elements are a multiple of the 8 that the kernel takes together.
     blocks = x.size // format_of(x.element).kernel_block_weights()

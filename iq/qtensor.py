@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from functools import lru_cache
 from types import EllipsisType
 from typing import Any, NamedTuple, overload
 
@@ -13,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from iq import quantizing, torch_tensors
-from iq.device import default_device, device_named
+from iq.device import default_device, device_named, given_device
 from iq.errors import DeviceError, DtypeError, FormatError, LayoutError, ShapeError
 from iq.formats import Format, format_of
-from iq.kernels import DTYPES, KernelSpec, Problem, choose
+from iq.kernels import DTYPES, KernelSpec, Problem, chosen
 from iq.moe import moe
 from iq.operands import check_activations, ids_on_host, put, put_ids, refuse_out, widen
 from iq.runtime.arrays import Array, Bytes, check_array, check_shape, check_sizes
@@ -27,7 +26,6 @@ from iq.runtime.dlpack import device_name
 from iq.runtime.dtypes import DTYPES as ELEMENTS
 from iq.runtime.dtypes import dtype_of
 from iq.runtime.library import Kernel
-from iq.targets import Target
 from iq.torch_tensors import SPARE_BYTES, is_tensor
 
 
@@ -64,9 +62,9 @@ class QTensor:
         fmt = weights_format(format)
         if (lies := quantizing.device_of(array)) is None:
             shape = _check_weights_shape(np.shape(array), fmt)
-            on = _device(device)
+            on = given_device(device)
             return cls.from_bytes(quantizing.quantize_for(on, array, fmt, imatrix), fmt.name, shape, on)
-        on = lies if device is None else _device(device)
+        on = lies if device is None else given_device(device)
         x = put(array, on, "quantize", stream)
         return cls(quantizing.quantize_there(x, fmt, imatrix, stream), fmt, _check_weights_shape(x.shape, fmt))
 
@@ -101,8 +99,8 @@ class QTensor:
         if packed.nbytes != nbytes:
             raise ShapeError(f"from_bytes: {fmt.name} weights of shape {dims} take {nbytes} bytes, got {packed.nbytes}")
         if not isinstance(packed, Buffer):
-            packed = _device(device).put(packed, copy=True if copy is ... else copy)
-        elif device is not None and packed.device is not _device(device):
+            packed = given_device(device).put(packed, copy=True if copy is ... else copy)
+        elif device is not None and packed.device is not given_device(device):
             raise DeviceError(f"from_bytes: the buffer is on {packed.device!r}, the tensor is to be on {device!r}")
         packed.check_aligned()
         return cls(packed, fmt, dims)
@@ -281,7 +279,7 @@ def quantize_q8_1(x: Array | Buffer, device: Device | str | None = None, padding
     fmt = format_of("q8_1")
     if not isinstance(padding, int) or padding < 1 or padding % fmt.block_size:
         raise ShapeError(f"quantize_q8_1: padding {padding} is no multiple of {fmt.block_size}")
-    on = x.device if device is None and isinstance(x, Buffer) else _device(device)
+    on = x.device if device is None and isinstance(x, Buffer) else given_device(device)
     buffer = put(x, on, "quantize_q8_1", stream)
     if buffer.element != "f32":
         raise DtypeError(f"quantize_q8_1: x holds {buffer.element}, it takes f32")
@@ -317,19 +315,14 @@ _PRODUCTS_KEPT = 256
 
 def prepare(format: type[Format], device: Device, m: int, n: int, k: int, via: str | None) -> Prepared:
     """For this package: the kernel that multiplies f32 [M, K] with a weight [N, K], none of them 0."""
-    spec = _chosen(format.name, device.target, Problem(m, n, k), via)
+    spec = chosen("mul_mat", format.name, device.target, Problem(m, n, k), via)
     return device.library.kernel(spec).sized((m, n, k // format.kernel_block_weights())).prepared
-
-
-@lru_cache(4096)  # the weights of a model's layers have the same shapes
-def _chosen(format: str, target: Target, problem: Problem, via: str | None) -> KernelSpec:
-    return choose("mul_mat", format_of(format), target, problem, via).spec
 
 
 def _take_packed(packed: Any, fmt: type[Format], device: Device | str | None, copy: bool | None) -> Buffer:
     """Blocks of another library's as a buffer; see QTensor.from_bytes."""
     spare = torch_tensors.reads_past(fmt)
-    on = None if device is None else _device(device)
+    on = None if device is None else given_device(device)
     if is_tensor(packed):
         return torch_tensors.take_packed(packed, on, copy, spare)
     kind, index = packed.__dlpack_device__()
@@ -367,10 +360,3 @@ def _output_dtype(dtype: Any, op: str) -> str:
     if element not in DTYPES:
         raise DtypeError(f"{op}: writes {', '.join(DTYPES)}, not {element}")
     return element
-
-
-def _device(device: Device | str | None) -> Device:
-    """The device that a caller named, gave, or left out. Raises DeviceError for anything else, with what may be meant."""
-    if device is None:
-        return default_device()
-    return device if isinstance(device, Device) else device_named(device)

@@ -64,7 +64,7 @@ def quantize_there(x: Buffer, fmt: type[Format], imatrix: Any, stream: Any) -> B
         raise ShapeError(f"quantize: kernels take rows in multiples of {fmt.kernel_block_weights()} weights, x has shape {x.shape}")
     check_sizes("quantize", K=k)
     out = x.device.alloc((*x.shape[:-1], nbytes), "u8", stream=stream)
-    inputs = [x if x.element == "f32" else widen(x, stream)]
+    inputs = [widen(x, stream)]
     if weighted:
         inputs.append(importance := put(imatrix, x.device, "quantize", stream))
         if importance.shape != (k,) or importance.element != "f32":
@@ -103,9 +103,8 @@ def set_rows(packed: Buffer, fmt: type[Format], n: int, k: int, ids: Any, x: Any
         raise LayoutError("set_rows: x shares memory with the tensor, which is written while it is read")
     if given.size:
         spec = KernelSpec("set_rows", fmt.name, dtype="f32")
-        given = given if given.element == "f32" else widen(given, stream)
         sizes = {"rows": rows.size, "blocks": k // fmt.kernel_block_weights()}
-        packed.device.library.kernel(spec)((given, put_ids(rows, packed.device, stream)), sizes, (packed,), stream)
+        packed.device.library.kernel(spec)((widen(given, stream), put_ids(rows, packed.device, stream)), sizes, (packed,), stream)
 
 
 def _from_host(array: ArrayLike, fmt: type[Format], device: Device, imatrix: ArrayLike | None) -> Buffer:

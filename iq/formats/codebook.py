@@ -6,8 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iq.formats.base import Format
-from iq.formats.packing import FOUR, LOW, Bytes, Floats, columns, f16_bytes, f16_values, pack_nibbles, unpack_nibbles
-from iq.formats.scale_search import GROUP_MAX_EPS, largest, largest_scales, nearest_int, sum_in_order, times_inverse
+from iq.formats.packing import (
+    FOUR,
+    LOW,
+    Bytes,
+    Floats,
+    columns,
+    f16_bytes,
+    f16_values,
+    pack_nibbles,
+    pack_pairs,
+    unpack_nibbles,
+    unpack_pairs,
+)
+from iq.formats.scale_search import GROUP_MAX_EPS, importances, largest, largest_scales, nearest_int, sum_in_order, times_inverse
 
 # ggml's kvalues_iq4nl.
 _NON_LINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -50,16 +62,14 @@ def _search_scales(x: Floats, weights: Floats) -> Floats:
     return scale
 
 
-def _search_weights(blocks: Floats, weights: Floats | None) -> Floats:
-    """How much each of f32[n, k] counts in the search, as columns of 32; weights: importances of the same shape, or None."""
-    x = columns(blocks, 32)
-    squares = x * x
+def _search_weights(x: Floats, blocks: Floats, weights: Floats | None) -> Floats:
+    """How much each weight of blocks f32[n, k] counts in the search, as columns of 32, as x has them. weights: importances, or None."""
     if weights is None:
-        return squares
+        return x * x
     size = blocks.shape[1]
-    sigma2 = sum_in_order(columns(blocks * blocks, size)) * np.float32(2 / size)
-    importances: Floats = columns(weights, 32) * np.sqrt(np.repeat(sigma2, size // 32) + squares)
-    return importances
+    # Not scaled_variance: ggml divides before it multiplies here, so that only the sum itself overflows.
+    variance = sum_in_order(columns(blocks * blocks, size)) * np.float32(2 / size)
+    return importances(x, columns(weights, 32), variance)
 
 
 class IQ4_NL(Format):
@@ -78,7 +88,7 @@ class IQ4_NL(Format):
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
         """quantize_iq4_nl."""
         x = columns(blocks, 32)
-        scales = _search_scales(x, _search_weights(blocks, weights))
+        scales = _search_scales(x, _search_weights(x, blocks, weights))
         nibbles = best_index_int8(times_inverse(x, scales))
         return np.hstack([f16_bytes(scales), pack_nibbles(nibbles.T, 16)])
 
@@ -122,21 +132,20 @@ class IQ4_XS(Format):
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
         """quantize_iq4_xs."""
         x = columns(blocks, 32)
-        scales = _search_scales(x, _search_weights(blocks, weights)).reshape(-1, 8)
+        scales = _search_scales(x, _search_weights(x, blocks, weights)).reshape(-1, 8)
         top, size = largest_scales(scales)
         top[size == 0] = 0
         d = -top / np.float32(32)
         scales6 = np.clip(nearest_int(times_inverse(scales, d)), -32, 31)
         nibbles = best_index_int8(times_inverse(x, (d * scales6.astype(np.float32)).ravel()))
         stored = (scales6 + 32).astype(np.uint8)
-        upper = np.bitwise_or.reduce((stored >> 4).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16), axis=1)
         packed_nibbles = pack_nibbles(nibbles.T.reshape(-1, 256), 16)
-        return np.hstack([f16_bytes(d), upper.astype("<u2")[:, None].view(np.uint8), pack_nibbles(stored & LOW, 1), packed_nibbles])
+        return np.hstack([f16_bytes(d), pack_pairs(stored >> FOUR, 1), pack_nibbles(stored & LOW, 1), packed_nibbles])
 
     @classmethod
     def dequantize_blocks(cls, packed: Bytes) -> Floats:
         d, upper, lower, nibbles = np.hsplit(packed, [2, 4, 8])
-        scales6 = unpack_nibbles(lower, 1) | (upper.repeat(4, axis=1) >> np.array([0, 2, 4, 6] * 2, np.uint8) & 3) << FOUR
+        scales6 = unpack_nibbles(lower, 1) | unpack_pairs(upper, 1) << FOUR
         scales = f16_values(d) * (scales6.view(np.int8) - np.int8(32)).astype(np.float32)
         values = _NON_LINEAR_VALUES[unpack_nibbles(nibbles, 16)].reshape(-1, 8, 32)
         return (scales[:, :, None] * values).reshape(-1, 256)

@@ -10,7 +10,18 @@ from numpy.typing import NDArray
 from iq.formats import grids
 from iq.formats.base import Format
 from iq.formats.grid_search import SignedSearch
-from iq.formats.packing import Bytes, Floats, f16_bytes, f16_values, pack_nibbles, unpack_nibbles
+from iq.formats.packing import (
+    Bytes,
+    Floats,
+    f16_bytes,
+    f16_values,
+    pack_bits,
+    pack_nibbles,
+    pack_pairs,
+    unpack_bits,
+    unpack_nibbles,
+    unpack_pairs,
+)
 from iq.formats.ternary_search import search_iq1_m, search_iq1_s
 
 # Small numbers of any integer type: of entries, signs (a bit each), scales.
@@ -71,17 +82,15 @@ class IQ1_S(TernaryGrid):
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
         d, entries, less, s = search_iq1_s(blocks, weights)
-        top = np.bitwise_or.reduce((entries >> 8).reshape(-1, 8, 4) << np.array([0, 3, 6, 9]), axis=2)
-        words = (top | s.astype(np.int32) << 12 | less.astype(np.int32) << 15).astype("<u2")
+        words = _pack_threes(entries >> 8) | s.astype(np.uint16) << 12 | less.astype(np.uint16) << 15
         return np.hstack([f16_bytes(d), entries.astype(np.uint8), words.view(np.uint8)])
 
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Ints, Floats]:
         d, low, high = np.hsplit(packed, [2, 34])
         words = np.ascontiguousarray(high).view("<u2")
-        top = (words[:, :, None] >> np.array([0, 3, 6, 9], np.uint16) & 7).reshape(-1, 32)
         scales = cls.scales(f16_values(d), words >> 12 & 7)
-        return low + 256 * top.astype(np.intp), np.repeat(words >> 15, 4, axis=1), scales
+        return low + 256 * _unpack_threes(words).astype(np.intp), np.repeat(words >> 15, 4, axis=1), scales
 
 
 class IQ1_M(TernaryGrid):
@@ -97,8 +106,7 @@ class IQ1_M(TernaryGrid):
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
         d, entries, less, s = search_iq1_m(blocks, weights)
         nibbles = (entries >> 8 | less.astype(np.int32) << 3).astype(np.uint8)
-        words = np.bitwise_or.reduce(s.reshape(-1, 4, 4).astype(np.uint16) << np.array([0, 3, 6, 9], np.uint16), axis=2)
-        packed = np.hstack([entries.astype(np.uint8), pack_nibbles(nibbles, 1), words.astype("<u2").view(np.uint8)])
+        packed = np.hstack([entries.astype(np.uint8), pack_nibbles(nibbles, 1), _pack_threes(s).view(np.uint8)])
         cls.set_scales(packed, d, d)
         return packed
 
@@ -108,8 +116,7 @@ class IQ1_M(TernaryGrid):
         nibbles = unpack_nibbles(high, 1)
         words = np.ascontiguousarray(last).view("<u2")
         d = np.bitwise_or.reduce(words >> 12 << np.array([0, 4, 8, 12], np.uint16), axis=1, keepdims=True)
-        s = (words[:, :, None] >> np.array([0, 3, 6, 9], np.uint16) & 7).reshape(-1, 16)
-        scales = cls.scales(f16_values(d.view(np.uint8)), s)
+        scales = cls.scales(f16_values(d.view(np.uint8)), _unpack_threes(words))
         return low + 256 * (nibbles & 7).astype(np.intp), nibbles >> 3, scales
 
     @classmethod
@@ -153,7 +160,7 @@ class SignedGrid(GridFormat):
     def dequantize_blocks(cls, packed: Bytes) -> Floats:
         entries, signs, s = cls.unpack(packed)
         weights = cls.grid.values[entries].astype(np.float32).reshape(-1, 256)
-        np.negative(weights, out=weights, where=np.unpackbits(signs, axis=1, bitorder="little").view(np.bool_))
+        np.negative(weights, out=weights, where=unpack_bits(signs, 1).view(np.bool_))
         sub_blocks = weights.reshape(-1, 256 // cls.sub_block, cls.sub_block)
         sub_blocks *= cls.scales(f16_values(packed[:, :2]), s)[:, :, None]
         return weights
@@ -218,13 +225,12 @@ class IQ2_S(SignedGrid):
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
         _, low, signs, high, scales = np.hsplit(packed, [2, 34, 66, 74])
-        top = np.repeat(high, 4, axis=1) >> np.tile(np.array([0, 2, 4, 6], np.uint8), 8) & 3
-        return low + 256 * top.astype(np.intp), signs, unpack_nibbles(scales, 1)
+        return low + 256 * unpack_pairs(high, 1).astype(np.intp), signs, unpack_nibbles(scales, 1)
 
     @classmethod
     def pack(cls, entries: Ints, signs: Bytes, s: Bytes) -> Bytes:
-        top = np.bitwise_or.reduce((entries >> 8).reshape(-1, 8, 4) << np.array([0, 2, 4, 6]), axis=2)
-        return np.hstack([entries.astype(np.uint8), signs, top.astype(np.uint8), pack_nibbles(s, 1)])
+        top = pack_pairs((entries >> 8).astype(np.uint8), 1)
+        return np.hstack([entries.astype(np.uint8), signs, top, pack_nibbles(s, 1)])
 
 
 class IQ3_XXS(SignedGrid):
@@ -260,12 +266,11 @@ class IQ3_S(SignedGrid):
     @classmethod
     def unpack(cls, packed: Bytes) -> tuple[Ints, Bytes, Ints]:
         _, low, ninth, signs, scales = np.hsplit(packed, [2, 66, 74, 106])
-        entries = low + 256 * np.unpackbits(ninth, axis=1, bitorder="little").astype(np.intp)
-        return entries, signs, unpack_nibbles(scales, 1)
+        return low + 256 * unpack_bits(ninth, 1).astype(np.intp), signs, unpack_nibbles(scales, 1)
 
     @classmethod
     def pack(cls, entries: Ints, signs: Bytes, s: Bytes) -> Bytes:
-        ninth = np.packbits(entries >> 8, axis=1, bitorder="little")
+        ninth = pack_bits((entries >> 8).astype(np.uint8), 1)
         return np.hstack([entries.astype(np.uint8), ninth, signs, pack_nibbles(s, 1)])
 
     @classmethod
@@ -281,6 +286,18 @@ class IQ3_S(SignedGrid):
             sub_blocks = packed[:, first:last].reshape(len(packed), 8, -1)
             packed[:, first:last] = np.take_along_axis(sub_blocks, order, axis=1).reshape(len(packed), -1)
         return packed
+
+
+def _pack_threes(values: Ints) -> NDArray[np.uint16]:
+    """Numbers below 8, [n, k] -> u16[n, k / 4]: four in the low 12 bits of a word, lowest first."""
+    fours = values.reshape(len(values), -1, 4).astype("<u2") << np.array([0, 3, 6, 9], np.uint16)
+    words: NDArray[np.uint16] = np.bitwise_or.reduce(fours, axis=2)
+    return words
+
+
+def _unpack_threes(words: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """u16[n, k / 4] -> u16[n, k]: the reverse of _pack_threes, whatever the upper four bits are."""
+    return (words[:, :, None] >> np.array([0, 3, 6, 9], np.uint16) & np.uint16(7)).reshape(len(words), -1)
 
 
 def _unpack_signs_and_s(words: Ints) -> tuple[Bytes, Bytes]:

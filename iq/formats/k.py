@@ -32,6 +32,7 @@ from iq.formats.scale_search import (
     make_qp_quants,
     make_qx_quants,
     nearest_int,
+    requantize,
     scaled_variance,
     sum_in_order,
 )
@@ -101,10 +102,9 @@ class QuantizedMins(Format):
             dmin, int_mins = make_qp_quants(columns(mins, n), cls.top_scale, sum_w)
             int_scales, int_mins = int_scales.T, int_mins.T
 
-        # The quants once more, with the scales as stored; a sub-block whose scale was rounded to 0 keeps those of the search.
         as_stored = cls.pack(d, dmin, int_scales, int_mins, np.zeros(blocks.shape, np.uint8))
         scale, offset = (stored.ravel() for stored in cls.scales_and_mins(as_stored))
-        quants = np.where(scale == 0, quants, np.clip(nearest_int((x + offset) / scale), 0, cls.top))
+        quants = requantize(x + offset, scale, quants, 0, cls.top)
         return cls.pack(d, dmin, int_scales, int_mins, quants.astype(np.uint8).T.reshape(-1, 256))
 
     @classmethod
@@ -180,10 +180,7 @@ class Q3_K(Format):
             d, found = make_qx_quants(columns(scales, 16), 32, columns(sum_in_order(w), 16))
             scales6 = found.T
         tail = np.hstack([cls.pack_scales(scales6.astype(np.uint8)), f16_bytes(d)])
-
-        # The quants once more, with the scales as stored; a sub-block whose scale was rounded to 0 keeps those of the search.
-        scale = cls.scales_of(tail).ravel()
-        quants = np.where(scale == 0, quants, np.clip(nearest_int(x / scale), -4, 3) + 4)
+        quants = requantize(x, cls.scales_of(tail).ravel(), quants, -4, 3)
         stored = quants.astype(np.uint8).T.reshape(-1, 256)
         return np.hstack([pack_bits(stored >> np.uint8(2), 32), pack_pairs(stored & np.uint8(3), 32), tail])
 
@@ -315,10 +312,7 @@ class Q6_K(Format):
         inverse = np.float32(-128) / top
         d = f16_bytes(np.float32(1) / inverse)
         scales8 = np.minimum(nearest_int(inverse * scales), 127).astype(np.int8)
-
-        # The quants once more, with the scales as stored; a sub-block whose scale was rounded to 0 keeps those of the search.
-        scale = (f16_values(d) * scales8).ravel()
-        quants = np.where(scale == 0, quants, np.clip(nearest_int(x / scale), -32, 31) + 32)
+        quants = requantize(x, (f16_values(d) * scales8).ravel(), quants, -32, 31)
         stored = quants.astype(np.uint8).T.reshape(-1, 256)
         packed = np.hstack([pack_nibbles(stored & LOW, 64), pack_pairs(stored >> FOUR, 32), scales8.view(np.uint8), d])
         packed[size[:, 0] < GROUP_MAX_EPS] = 0

@@ -67,9 +67,8 @@ class Centred(FourOrFiveBits):
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
         """Without weights quantize_row_q<n>_0_ref, with weights quantize_row_q<n>_0_impl."""
         if weights is None:
-            scale = (largest(blocks, axis=1) + np.float32(0)) / np.float32(
-                -cls.zero
-            )  # + 0 turns -0 into 0, from which ggml starts its search
+            # + 0 turns -0 into 0, from which ggml starts its search.
+            scale = (largest(blocks, axis=1) + np.float32(0)) / np.float32(-cls.zero)
             shifted = times_inverse(blocks, scale) + np.float32(cls.zero + 0.5)
             quants = np.minimum(shifted.astype(np.uint8), np.uint8(2 * cls.zero - 1))
         else:

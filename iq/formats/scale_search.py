@@ -88,6 +88,15 @@ def scaled_variance(blocks: Floats, factor: int) -> Floats:
     return np.float32(factor) * sum_in_order(columns(blocks * blocks, 256)) / np.float32(256)
 
 
+def requantize(x: Floats, scale: Floats, searched: Ints, least: int, most: int) -> Ints:
+    """The quants once more, with the scales as stored; a sub-block whose scale was rounded to 0 keeps those of the search.
+
+    x: f32[members, groups]; scale: f32[groups]; searched: i32[members, groups]. Returns x / scale as integers from least to most, as many
+    above least: i32[members, groups].
+    """
+    return np.where(scale == 0, searched, np.clip(nearest_int(x / scale), least, most) - np.int32(least))
+
+
 def wrap(quants: Floats) -> Floats:
     """Whole numbers modulo 256, as C stores them in a uint8."""
     return quants.astype(np.int32).astype(np.uint8).astype(np.float32)

@@ -26,7 +26,7 @@ class TQ1_0(Format):
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
         """quantize_row_tq1_0_ref."""
-        scale, digits = _ternary(blocks)
+        scale, digits = _ternary(blocks, wild=1)  # C's lroundf makes LONG_MIN, whose int is 0
         packed, first = [], 0
         for count, each in _PARTS:
             part = digits[:, first : first + count * each].reshape(-1, each, count)
@@ -58,7 +58,7 @@ class TQ2_0(Format):
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
         """quantize_row_tq2_0_ref."""
-        scale, quants = _ternary(blocks)
+        scale, quants = _ternary(blocks, wild=1)  # as in tq1_0
         return np.hstack([pack_pairs(quants, 32), f16_bytes(scale)])
 
     @classmethod
@@ -101,20 +101,16 @@ class Q2_0(Format):
     @classmethod
     def quantize_blocks(cls, blocks: Floats, weights: Floats | None) -> Bytes:
         """quantize_row_q2_0_ref: d is the largest magnitude, so that it makes no use of quant 3."""
-        scale = np.abs(blocks).max(axis=1, keepdims=True)
-        ratios = times_inverse(blocks, scale)
-        # What is not finite becomes INT_MIN in C.
-        quants = np.where(np.isfinite(ratios), roundf(ratios) + np.float32(1), np.float32(0))
-        return np.hstack([f16_bytes(scale), pack_pairs(quants.astype(np.uint8), 1)])
+        scale, quants = _ternary(blocks, wild=0)  # C's cast makes INT_MIN
+        return np.hstack([f16_bytes(scale), pack_pairs(quants, 1)])
 
     @classmethod
     def dequantize_blocks(cls, packed: Bytes) -> Floats:
         return (unpack_pairs(packed[:, 2:], 1).astype(np.float32) - np.float32(1)) * f16_values(packed[:, :2])
 
 
-def _ternary(blocks: Floats) -> tuple[Floats, Bytes]:
-    """f32[n, 256] -> the largest magnitudes f32[n, 1] and -1, 0, 1 as u8[n, 256] 0, 1, 2."""
+def _ternary(blocks: Floats, wild: int) -> tuple[Floats, Bytes]:
+    """f32[n, k] -> the largest magnitudes f32[n, 1] and -1, 0, 1 as u8[n, k] 0, 1, 2. wild: what they become where 1 / scale overflows."""
     scale = np.abs(blocks).max(axis=1, keepdims=True)
     ratios = times_inverse(blocks, scale)
-    # Of what is not finite C's lroundf makes LONG_MIN, whose int is 0.
-    return scale, (np.where(np.isfinite(ratios), roundf(ratios), np.float32(0)) + np.float32(1)).astype(np.uint8)
+    return scale, np.where(np.isfinite(ratios), roundf(ratios) + np.float32(1), np.float32(wild)).astype(np.uint8)

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -147,13 +147,12 @@ def _plan(file: Source, name: str, choice: Choice, requantize: bool) -> Converte
     if choice.format is None or choice.format.name == info.format:
         return kept
     if info.format not in FORMATS:
-        return Converted(name, info.format, info.format, info.nbytes, info.nbytes, f"{info.format} are no weights")
+        return replace(kept, why=f"{info.format} are no weights")
     if FORMATS[info.format].kind == "weights" and not requantize:
         raise GGUFError(
             f"{file.path}: tensor {name!r} is {info.format} already; to quantize it again costs precision: say so (--allow-requantize)"
         )
-    rows = int(np.prod(info.shape[:-1]))
-    return Converted(name, info.format, choice.format.name, info.nbytes, rows * choice.format.row_bytes(info.shape[-1]), choice.why)
+    return replace(kept, format=choice.format.name, bytes_after=math.prod(info.shape[:-1]) * choice.format.row_bytes(info.shape[-1]))
 
 
 def _check_imatrix(planned: Sequence[Converted], mix: Mix, importances: Imatrix | None) -> None:

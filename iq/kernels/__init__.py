@@ -1,6 +1,6 @@
 """What ops and kernels are: arguments, sizes, grids, schedules, keys, and which kernel serves a problem. Pure data, below the runtime."""
 
-from iq.kernels.choose import Problem, choose
+from iq.kernels.choose import Problem, choose, chosen
 from iq.kernels.kernel import Axis, Kernel, Tensor
 from iq.kernels.ops import DTYPES, OPS, Op
 from iq.kernels.plan import Dispatch, plan
@@ -17,6 +17,7 @@ __all__ = [
     "Problem",
     "Tensor",
     "choose",
+    "chosen",
     "kernels",
     "plan",
     "select",

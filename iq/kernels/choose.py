@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from iq.errors import FormatError, KernelKeyError, ShapeError
-from iq.formats import Format
+from iq.formats import FORMATS, Format
 from iq.kernels.ops import OPS
 from iq.kernels.schedule import Schedule, VecSchedule
 from iq.kernels.schedules import MOST_EXPERTS, MOST_VEC_COLUMNS, picks_to_group, vec_columns
@@ -81,6 +82,12 @@ def choose(op: str, fmt: type[Format], target: Target, problem: Problem, via: st
         reasons = [by_size, reason]
         keys = [KernelSpec("mul_mat", fmt.name, via=v) for v in OPS["mul_mat"].values(fmt)]
     return Choice(spec, "; ".join(reasons), tuple(s.key for s in keys if s != spec))
+
+
+@lru_cache(4096)  # the weights of a model's layers have the same shapes
+def chosen(op: str, format: str, target: Target, problem: Problem, via: str | None) -> KernelSpec:
+    """The kernel that `choose` chooses for a format by name, remembered. Raises the same."""
+    return choose(op, FORMATS[format], target, problem, via).spec
 
 
 def _for_picks(target: Target, problem: Problem) -> tuple[bool, str]:
